@@ -1,0 +1,58 @@
+"""What an architecture family is: one class that turns rows into steps.
+
+    @family("my_accelerator")
+    class MyAccelerator(Family):
+        class Parameters(Frozen): ...          # its own numbers in the YAML's `parameters`
+        components = ("mac", "sram", "dram")   # what costs energy
+        def map(self, rows, placement): ...    # -> Steps, for all rows at once
+
+Smallest honest example: `accel_models/ideal.py`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from accel_models.mapping import Steps
+from accel_models.placement import Placement
+from accel_models.spec import Frozen, HardwareSpec
+from workloads.columns import Columns
+
+
+class Family(ABC):
+    """One architecture family, bound to one machine's spec. Holds no state besides.
+
+    Attributes:
+        Parameters: pydantic model of the spec's `parameters`.
+        components: names of the energy components, the order of `Steps.accesses`.
+        precisions: weight and activation bits that the machine computes in; a graph of another width is priced as
+            if converted to the nearest (the result says so).
+        granularities: kinds of weight zeros that save this machine cycles or traffic: a search offers these.
+    """
+
+    class Parameters(Frozen):
+        """No numbers of its own."""
+
+    components: ClassVar[tuple[str, ...]] = ()
+    precisions: ClassVar[tuple[int, ...]] = (8, 16, 32)
+    granularities: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, spec: HardwareSpec) -> None:
+        self.spec = spec
+
+    @abstractmethod
+    def map(self, rows: Columns, placement: Placement) -> Steps:
+        """Cut every row into steps of tiles.
+
+        Called with chunks of rows of any size, from searches thousands of times: vectorised NumPy only, no state kept.
+        Rows that cost nothing (inputs, constants, views, what is fused) get zero tiles in every step.
+
+        Args:
+            rows: float and integer columns; exact masks in `rows.sparsity` where known.
+            placement: where each row's tensors live.
+        """
+
+    def channel_multiple(self) -> int:
+        """The number of channels that the machine computes together: counts in between gain little or nothing."""
+        return 1

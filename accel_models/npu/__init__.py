@@ -1,0 +1,1 @@
+"""Neural processing units for embedded systems."""

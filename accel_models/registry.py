@@ -1,0 +1,97 @@
+"""Names to families and targets.
+
+A family registers itself with `@family("name")` in its own file under `sparse/`, `npu/`, `mobile/` (or `ideal.py`); a
+machine is a YAML file in `specs/`. Third parties add both through entry points: group `codesign.families` names a
+module to import, group `codesign.specs` a package or folder of YAML files.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workloads.errors import unknown_name
+
+if TYPE_CHECKING:
+    from accel_models.family import Family
+    from accel_models.pricing import Target
+
+_FAMILIES: dict[str, type[Family]] = {}
+_SPECS = Path(__file__).parent / "specs"
+
+
+def family(name: str) -> Callable[[type[Family]], type[Family]]:
+    """Class decorator: register an architecture family under `name`."""
+
+    def register(cls: type[Family]) -> type[Family]:
+        _FAMILIES[name] = cls
+        return cls
+
+    return register
+
+
+@cache
+def _discover() -> None:
+    """Import every module of the family packages, once; each registers what it holds."""
+    root = Path(__file__).parent
+    for folder in ("sparse", "npu", "mobile"):
+        for module in pkgutil.iter_modules([str(root / folder)]):
+            importlib.import_module(f"accel_models.{folder}.{module.name}")
+    importlib.import_module("accel_models.ideal")
+    for entry in entry_points(group="codesign.families"):
+        entry.load()
+
+
+def family_class(name: str) -> type[Family]:
+    """The registered family.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    _discover()
+    if name not in _FAMILIES:
+        raise unknown_name("family", name, _FAMILIES)
+    return _FAMILIES[name]
+
+
+def spec_files() -> dict[str, Path]:
+    """Machine name to YAML file, without reading any of them."""
+    folders = [_SPECS, *(Path(next(iter(entry.load().__path__))) for entry in entry_points(group="codesign.specs"))]
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+
+
+def targets() -> tuple[str, ...]:
+    """Names of all machines, sorted."""
+    return tuple(sorted(spec_files()))
+
+
+def target(name: str, overrides: Mapping[str, Any] | None = None) -> Target:
+    """The machine of that name, or of a YAML file if `name` ends in .yaml.
+
+    Args:
+        name: one of `targets()`, or a path.
+        overrides: numbers to change, by dotted path in the YAML, e.g. {"clock_hz": 1e9}.
+
+    Raises:
+        ConfigError: unknown name, unreadable or wrong file, unknown field in `overrides`.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return load_target(Path(name), overrides)
+    files = spec_files()
+    if name not in files:
+        raise unknown_name("target", name, files)
+    return load_target(files[name], overrides)
+
+
+def load_target(path: Path, overrides: Mapping[str, Any] | None = None) -> Target:
+    """The machine that a YAML file describes."""
+    from accel_models.spec import load_spec
+    from accel_models.pricing import Target
+
+    spec = load_spec(path, overrides)
+    return Target(spec, family_class(spec.family)(spec))

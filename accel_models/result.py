@@ -1,0 +1,255 @@
+"""What pricing gives: arrays for a search (`Prices`), a record a layer for people (`SimulationResult`)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from accel_models.spec import HardwareSpec
+from accel_models.validation import ErrorBar, error_bar
+from workloads.errors import ConfigError
+from workloads.graph import Kind, LayerGraph
+
+BOUNDS = ("compute", "padding", "imbalance", "launch", "none")  # ports of the spec follow
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Struct of arrays, float64 (rows,) where not said otherwise.
+
+    Attributes:
+        cycles, latency_s: of the row.
+        energy_j: (rows, components); the last is static energy.
+        traffic_bytes, port_cycles: (rows, ports), bytes through each memory's port and the cycles it is busy.
+        useful_cycles, padding_cycles, imbalance_cycles, memory_cycles, launch_cycles: parts that sum to `cycles`.
+        bound: int64, index into BOUNDS, then into the spec's ports.
+        kernel: int64, index into `kernels`.
+    """
+
+    cycles: np.ndarray
+    latency_s: np.ndarray
+    energy_j: np.ndarray
+    traffic_bytes: np.ndarray
+    port_cycles: np.ndarray
+    useful_cycles: np.ndarray
+    padding_cycles: np.ndarray
+    imbalance_cycles: np.ndarray
+    memory_cycles: np.ndarray
+    launch_cycles: np.ndarray
+    bound: np.ndarray
+    kernel: np.ndarray
+    kernels: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.cycles)
+
+    def take(self, rows: np.ndarray | slice) -> Prices:
+        return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in _PRICE_ARRAYS})
+
+    @staticmethod
+    def concatenate(parts: Sequence[Prices]) -> Prices:
+        if len(parts) == 1:
+            return parts[0]
+        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _PRICE_ARRAYS}
+        return dataclasses.replace(parts[0], **arrays)
+
+    def totals(self, candidates: int) -> dict[str, np.ndarray]:
+        """`latency_s`, `energy_j` and `cycles` of each candidate, (candidates,), rows being candidate-major."""
+        return {
+            "cycles": self.cycles.reshape(candidates, -1).sum(axis=1),
+            "latency_s": self.latency_s.reshape(candidates, -1).sum(axis=1),
+            "energy_j": self.energy_j.sum(axis=1).reshape(candidates, -1).sum(axis=1),
+        }
+
+
+_PRICE_ARRAYS = tuple(f.name for f in dataclasses.fields(Prices) if f.name != "kernels")
+
+
+@dataclass(frozen=True)
+class LayerPrice:
+    """One layer on one machine.
+
+    Attributes:
+        name, op, shape: the layer. kernel: which kernel or mapping runs it.
+        macs: nominal multiply-accumulates. density: of its weights.
+        cycles, latency_s: total. `lost` splits cycles into useful, padding, imbalance, memory and launch.
+        energy_j: by component. traffic_bytes: by memory level.
+        utilization: useful cycles over cycles.
+        bound: compute, padding, imbalance, launch, the name of a memory, or none.
+    """
+
+    name: str
+    op: str
+    shape: tuple[int, ...]
+    kernel: str
+    macs: int
+    density: float
+    cycles: float
+    latency_s: float
+    lost: Mapping[str, float]
+    energy_j: Mapping[str, float]
+    traffic_bytes: Mapping[str, float]
+    utilization: float
+    bound: str
+
+
+@dataclass(frozen=True)
+class SimulationResult:
+    """A layer graph priced on a machine; prints as a table, survives JSON.
+
+    Attributes:
+        graph, target, title: names of the workload and of the machine.
+        clock_hz: of the machine's cycles. precision: that it was priced in, e.g. "int8".
+        layers: one entry a layer, in graph order. Totals are sums over them.
+        error: error of this machine's model against published measurements; None if there are none.
+        notes: what a reader must know, e.g. a conversion of precision, or layers priced as vector work.
+    """
+
+    graph: str
+    target: str
+    title: str
+    clock_hz: float
+    precision: str
+    layers: tuple[LayerPrice, ...]
+    error: ErrorBar | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def cycles(self) -> float:
+        return sum(layer.cycles for layer in self.layers)
+
+    @property
+    def latency_s(self) -> float:
+        return sum(layer.latency_s for layer in self.layers)
+
+    @property
+    def energy_j(self) -> float:
+        return sum(sum(layer.energy_j.values()) for layer in self.layers)
+
+    @property
+    def macs(self) -> int:
+        return sum(layer.macs for layer in self.layers)
+
+    def energy_by_component(self) -> dict[str, float]:
+        return _summed(layer.energy_j for layer in self.layers)
+
+    def traffic_by_memory(self) -> dict[str, float]:
+        return _summed(layer.traffic_bytes for layer in self.layers)
+
+    def lost_by_cause(self) -> dict[str, float]:
+        """Cycles by what they were spent on; sums to `cycles`."""
+        return _summed(layer.lost for layer in self.layers)
+
+    def layer(self, name: str) -> LayerPrice:
+        return next(layer for layer in self.layers if layer.name == name)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"format": "codesign.simulation", "version": 1, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SimulationResult:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ConfigError: not a simulation result of this version.
+        """
+        if data.get("format") != "codesign.simulation" or data.get("version") != 1:
+            raise ConfigError("not a simulation result of version 1: see fields 'format' and 'version'")
+        values = {key: value for key, value in data.items() if key not in ("format", "version")}
+        values["layers"] = tuple(LayerPrice(**{**row, "shape": tuple(row["shape"])}) for row in values["layers"])
+        values["error"] = ErrorBar(**values["error"]) if values["error"] else None
+        return cls(**{**values, "notes": tuple(values["notes"])})
+
+    def __str__(self) -> str:
+        wide = max([len(layer.name) for layer in self.layers] + [5])
+        lines = [f"{'layer':{wide}} {'op':12} {'MACs (M)':>9} {'cycles':>12} {'time (us)':>10} {'used':>5}  bound by"]
+        for layer in self.layers:
+            if layer.cycles > 0:
+                lines.append(
+                    f"{layer.name:{wide}} {layer.op:12} {layer.macs / 1e6:9.2f} {layer.cycles:12,.0f} "
+                    f"{layer.latency_s * 1e6:10.1f} {layer.utilization:5.0%}  {layer.bound}"
+                )
+        lines.append(
+            f"{self.graph} on {self.title} ({self.precision}): {self.latency_s * 1e3:.3f} ms, "
+            f"{self.energy_j * 1e3:.3f} mJ, {self.cycles:,.0f} cycles; {describe_error(self.error)}"
+        )
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+def describe_error(error: ErrorBar | None) -> str:
+    """What is known of the model's error, in one phrase."""
+    return str(error) if error else "error unknown: no published measurements of this machine are at hand"
+
+
+def summarize(
+    graph: LayerGraph, prices: Prices, spec: HardwareSpec, components: tuple[str, ...], converted: bool = False
+) -> SimulationResult:
+    """Arrays to a record a layer."""
+    bounds = (*BOUNDS, *spec.ports)
+    lost = {
+        "useful": prices.useful_cycles,
+        "padding": prices.padding_cycles,
+        "imbalance": prices.imbalance_cycles,
+        "memory": prices.memory_cycles,
+        "launch": prices.launch_cycles,
+    }
+    rows = []
+    for i, layer in enumerate(graph.layers):
+        cycles = float(prices.cycles[i])
+        rows.append(
+            LayerPrice(
+                name=layer.name,
+                op=layer.op.value,
+                shape=layer.shape,
+                kernel=prices.kernels[prices.kernel[i]],
+                macs=layer.macs,
+                density=float(layer.sparsity.density) if layer.sparsity else 1.0,
+                cycles=cycles,
+                latency_s=float(prices.latency_s[i]),
+                lost={name: float(values[i]) for name, values in lost.items()},
+                energy_j={name: float(prices.energy_j[i, j]) for j, name in enumerate(components)},
+                traffic_bytes={name: float(prices.traffic_bytes[i, j]) for j, name in enumerate(spec.ports)},
+                utilization=float(prices.useful_cycles[i] / cycles) if cycles else 0.0,
+                bound=bounds[prices.bound[i]],
+            )
+        )
+    return SimulationResult(
+        graph=graph.name,
+        target=spec.name,
+        title=spec.title,
+        clock_hz=float(spec.clock_hz),
+        precision=_precision(graph),
+        layers=tuple(rows),
+        error=error_bar(spec.name),
+        notes=tuple(_notes(graph, converted)),
+    )
+
+
+def _precision(graph: LayerGraph) -> str:
+    from workloads.graph import PRECISIONS
+
+    names = {bits: name for name, bits in PRECISIONS.items()}
+    widths = sorted({layer.weight_bits for layer in graph.layers if layer.kind is Kind.MAC})
+    return "/".join(names[bits] for bits in widths) or "none"
+
+
+def _notes(graph: LayerGraph, converted: bool) -> list[str]:
+    from workloads.graph import Op
+
+    notes = ["priced in the machine's own precision, not the model's"] if converted else []
+    unknown = [layer for layer in graph.layers if layer.op is Op.VECTOR]
+    if unknown:
+        notes.append(f"{len(unknown)} layer(s) priced as elementwise work: {', '.join(x.name for x in unknown)}")
+    return notes
+
+
+def _summed(parts: Any) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.items():
+            total[name] = total.get(name, 0.0) + value
+    return total

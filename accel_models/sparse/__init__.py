@@ -1,0 +1,1 @@
+"""Sparse accelerators: machines that skip multiplications with zeros."""

@@ -1,0 +1,173 @@
+"""Published rows against predictions.
+
+Each target has one CSV beside this file, `<target>.csv`:
+
+    id, workload, overrides, metric, unit, value, kind, calibrated, source
+
+`workload` is `table:NAME` (a layer table of `workloads.tables`, optionally `@fp32`) or one layer written out,
+`layer:conv c=64 k=64 h=56 r=3 stride=1 density=0.5` ("same" padding; w = h, s = r, groups = 1, density = 1 unless given).
+`overrides` changes numbers of the spec for this row, `parameters.threads=1;clock_hz=1e9`. `metric` is cycles or
+latency. A new machine with published rows is one YAML and one CSV.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from accel_models.registry import target
+from accel_models.validation import FOLDER, ErrorBar
+from workloads.columns import Columns
+from workloads.errors import ConfigError
+from workloads.graph import Layer, LayerGraph, Op
+from workloads.sparsity import WeightSparsity
+
+TO_SI = {"ms": 1e-3, "us": 1e-6, "s": 1.0, "cycle": 1.0}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One published number."""
+
+    id: str
+    workload: str
+    overrides: str
+    metric: str
+    unit: str
+    value: float
+    kind: str
+    calibrated: bool
+    source: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A published number beside its prediction, both in the row's unit."""
+
+    row: Row
+    predicted: float
+
+    @property
+    def error(self) -> float:
+        """Signed relative error."""
+        return self.predicted / self.row.value - 1
+
+
+def rows(name: str) -> list[Row]:
+    """Published rows of a target; [] if it has none.
+
+    Raises:
+        ConfigError: names the file, the row and the field.
+    """
+    path = FOLDER / f"{name}.csv"
+    if not path.exists():
+        return []
+    found = []
+    with path.open(newline="") as file:
+        for line, record in enumerate(csv.DictReader(file), 2):
+            if record["unit"] not in TO_SI or record["metric"] not in ("cycles", "latency"):
+                raise ConfigError(f"{path}:{line}: metric or unit is unknown: {record['metric']} in {record['unit']}")
+            record["calibrated"] = record["calibrated"] == "yes"
+            found.append(Row(**{**record, "value": float(record["value"])}))
+    return found
+
+
+def compare(name: str) -> list[Comparison]:
+    """Every published row of a target with its prediction."""
+    return [Comparison(row, _predict(name, row)) for row in rows(name)]
+
+
+def summary(comparisons: list[Comparison]) -> ErrorBar | None:
+    """The error of a target over its rows."""
+    if not comparisons:
+        return None
+    errors = np.array([abs(item.error) for item in comparisons])
+    kinds = sorted({item.row.kind for item in comparisons})
+    return ErrorBar(
+        rows=len(errors),
+        against=f"published rows ({', '.join(kinds)})",
+        mean=round(float(errors.mean()), 4),
+        median=round(float(np.median(errors)), 4),
+        worst=round(float(errors.max()), 4),
+        worst_row=comparisons[int(errors.argmax())].row.id,
+        calibrated=any(item.row.calibrated for item in comparisons),
+    )
+
+
+def store(results: dict[str, ErrorBar]) -> None:
+    """Write the errors that results print beside predictions."""
+    text = json.dumps({name: asdict(results[name]) for name in sorted(results)}, indent=1)
+    (FOLDER / "errors.json").write_text(text + "\n")
+
+
+def _predict(name: str, row: Row) -> float:
+    machine = target(name, dict(_overrides(row.overrides)))
+    kind, _, what = row.workload.partition(":")
+    graph = _table(what) if kind == "table" else layer_graph(what)
+    native = machine.native(graph)
+    result = machine.price(native.columns, native.topology)
+    total = result.cycles.sum() if row.metric == "cycles" else result.latency_s.sum()
+    return float(total) / TO_SI[row.unit]
+
+
+def _overrides(text: str) -> Iterator[tuple[str, float]]:
+    for item in filter(None, text.split(";")):
+        path, _, value = item.partition("=")
+        yield path.strip(), float(value) if "." in value or "e" in value else int(value)
+
+
+def _table(what: str) -> LayerGraph:
+    from workloads.tables import table
+
+    name, _, precision = what.partition("@")
+    graph = table(name)
+    return graph.with_precision(precision) if precision else graph
+
+
+def layer_graph(text: str) -> LayerGraph:
+    """A graph of one layer from its written-out form (module docstring).
+
+    >>> graph = layer_graph("conv c=3 k=8 h=8 r=3 stride=2")
+    >>> graph["layer"].shape, graph.macs
+    ((1, 8, 4, 4), 3456)
+    """
+    op, *pairs = text.split()
+    given = dict(pair.split("=") for pair in pairs)
+    number = {key: int(value) for key, value in given.items() if key != "density"}
+    c, h, r, stride = number["c"], number.get("h", 1), number.get("r", 1), number.get("stride", 1)
+    k, groups, w, s = number.get("k", c), number.get("groups", 1), number.get("w", h), number.get("s", r)
+    p, q = -(-h // stride), -(-w // stride)
+    down, across = max((p - 1) * stride + r - h, 0), max((q - 1) * stride + s - w, 0)
+    flat = op == "linear"
+    source = Layer("input", Op.INPUT, (1, c) if flat else (1, c, h, w), k=c, c=c, p=h, q=w)
+    density = float(given.get("density", 1.0))
+    layer = Layer(
+        "layer",
+        Op(op),
+        (1, k) if flat else (1, k, p, q),
+        ("input",),
+        k=k,
+        c=c,
+        p=p,
+        q=q,
+        r=r,
+        s=s,
+        groups=groups,
+        in_h=h,
+        in_w=w,
+        stride=(stride, stride),
+        padding=(down // 2, down - down // 2, across // 2, across - across // 2),
+        weight="layer.weight",
+        bias="layer.bias",
+        sparsity=WeightSparsity.from_density((k, c // groups, r, s), density) if density < 1 else None,
+    )
+    return LayerGraph(text, (source, layer), ("layer",)).verify()
+
+
+def layers_columns(texts: list[str]) -> Columns:
+    """The multiplying rows of several written-out layers."""
+    return Columns.concatenate([layer_graph(text).columns.take(slice(1, 2)) for text in texts])

@@ -1,0 +1,1 @@
+"""Prune a network for the hardware that runs it: evaluate, solve, search, explore."""

@@ -1,0 +1,245 @@
+"""The `codesign` command.
+
+Thin: every command parses its words and calls a function of the library. Heavy imports happen inside commands, so
+that `--help`, `targets` and `models` answer at once. Bad input ends in one line and exit code 2.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from workloads.errors import CodesignError, ConfigError
+
+if TYPE_CHECKING:
+    from codesign.subject import Subject
+
+app = typer.Typer(
+    name="codesign",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Prune a network for the hardware that runs it: price a PyTorch model on simulated machines, search pruning "
+    "choices under a budget, fine-tune the pick and report.\n\nStart with [bold]codesign demo[/bold].",
+    epilog="A model is a name of `codesign models`, a layer graph (.json), or package.module:function. "
+    "A target is a name of `codesign targets`, or a .yaml file.",
+)
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Zoo name, layer graph .json, or module:function.")]
+Weights = Annotated[Path | None, typer.Option(help="Weights to load (.safetensors).", show_default=False)]
+Pretrained = Annotated[bool, typer.Option(help="Use the known weights of the zoo model (below CODESIGN_DATA).")]
+Shape = Annotated[str | None, typer.Option("--input", help="Input shape for module:function, e.g. 1,3,224,224.")]
+TargetName = Annotated[str, typer.Option("--target", help="Machine to price on (`codesign targets`), or a .yaml file.")]
+Targets = Annotated[list[str], typer.Option("--target", help="Machine; give several to compare them.")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a number of the machine: memories.0.bandwidth_bytes_per_cycle=4."),
+]
+Data = Annotated[str, typer.Option(help="Data set: digits, mnist, cifar10.")]
+Epochs = Annotated[int, typer.Option(min=0, help="Training epochs.")]
+Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
+Out = Annotated[Path, typer.Option(help="Folder for the results; an interrupted run resumes there.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew in a folder that holds another study.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@app.callback()
+def _root(debug: Debug = False) -> None:
+    """Options of every command."""
+
+
+@app.command()
+def targets(name: Annotated[str | None, typer.Argument(help="Show one machine's numbers and sources.")] = None) -> None:
+    """List the machines that price a graph, with the error of each model against published measurements."""
+    from codesign import show
+
+    show.targets(name)
+
+
+@app.command()
+def models() -> None:
+    """List the networks of the zoo."""
+    from codesign import show
+
+    show.models()
+
+
+@app.command()
+def lower(
+    model: Model,
+    out: Annotated[Path | None, typer.Option(help="Write the layer graph here (.json).")] = None,
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    shape: Shape = None,
+    unknown: Annotated[str, typer.Option(help="Unknown operators: error, or vector to price as elementwise.")] = "error",
+) -> None:
+    """Turn a model into a layer graph: loop nests, edges, real zeros."""
+    from codesign import show
+
+    show.graph(_subject(model, weights, pretrained, shape, unknown), out)
+
+
+@app.command()
+def simulate(
+    model: Model,
+    target: Targets,
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    plan: Annotated[Path | None, typer.Option(help="A pruning plan (.json) to apply first.")] = None,
+    calibrate: Annotated[str | None, typer.Option(help="Data set whose images give activation zeros.")] = None,
+    change: Changes = None,
+    shape: Shape = None,
+    unknown: Annotated[str, typer.Option(help="Unknown operators: error, or vector to price as elementwise.")] = "error",
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write an HTML report into this folder.")] = None,
+) -> None:
+    """Price a model on one or several machines, layer by layer."""
+    from codesign import show
+
+    subject = _subject(model, weights, pretrained, shape, unknown)
+    show.simulation(subject, target, plan=plan, calibrate=calibrate, changes=change or [], out=json_out, report=report)
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Argument(help="Zoo name.")],
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Weights file to write (.safetensors).")],
+    epochs: Epochs = 10,
+    rate: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 0.1,
+    weights: Weights = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Train a network of the zoo on a data set."""
+    from codesign.train import train_model
+
+    train_model(model, data, out, epochs=epochs, rate=rate, weights=weights, seed=seed, device=device)
+
+
+@app.command()
+def prune(
+    model: Annotated[str, typer.Argument(help="Zoo name.")],
+    data: Data,
+    out: Out,
+    method: Annotated[str, typer.Option(help="Pruning method; `codesign prune --list` shows them.")] = "magnitude",
+    density: Annotated[float, typer.Option(help="Fraction of weights to keep, 0..1.")] = 0.3,
+    granularity: Annotated[str, typer.Option(help="weight, pattern or filter.")] = "weight",
+    target: Targets = ["ethos_u55_256"],  # noqa: B006
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    epochs: Epochs = 2,
+    seed: Seed = 0,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Prune a network with one method at one density, fine-tune it, and price it before and after."""
+    from codesign.prune import prune_model
+
+    subject = _subject(model, weights, pretrained, None, "error")
+    prune_model(
+        subject, data, out, method=method, density=density, granularity=granularity, targets=target, epochs=epochs,
+        seed=seed, device=device, overwrite=overwrite,
+    )  # fmt: skip
+
+
+@app.command()
+def search(
+    model: Annotated[str, typer.Argument(help="Zoo name.")],
+    data: Data,
+    target: TargetName,
+    budget: Annotated[list[str], typer.Option(help="latency=0.7x, latency=2ms, energy=2mJ, macs=0.4x, size=200KB.")],
+    out: Out,
+    weights: Weights = None,
+    epochs: Annotated[int, typer.Option(min=0, help="Fine-tuning epochs of the pick.")] = 2,
+    rate: Annotated[float, typer.Option("--lr", help="Peak learning rate of fine-tuning.")] = 0.05,
+    density: Annotated[list[float] | None, typer.Option(help="Also offer these weight densities per layer.")] = None,
+    granularity: Annotated[str, typer.Option(help="Of the weight zeros: weight or pattern.")] = "weight",
+    keep: Annotated[list[str] | None, typer.Option(help="Channel groups to leave alone.")] = None,
+    multiple: Annotated[int | None, typer.Option(help="Offer multiples of this (default: the target's own).")] = None,
+    options: Annotated[int, typer.Option(min=2, help="Options per channel group at the most.")] = 8,
+    images: Annotated[int, typer.Option(min=10, help="Held-out images for sensitivity and the front.")] = 1000,
+    measured: Annotated[int, typer.Option(min=1, help="Candidates of the front whose accuracy is measured.")] = 6,
+    generations: Annotated[int, typer.Option(min=1, help="Of the evolutionary search.")] = 60,
+    seed: Seed = 0,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Find what to prune for a machine and a budget, fine-tune it, test it once, and write a report."""
+    from codesign.job import SearchConfig, run
+
+    config = SearchConfig(
+        model=model, data=data, target=target, budgets=tuple(budget), weights=str(weights) if weights else None,
+        epochs=epochs, rate=rate, densities=tuple(density or ()), granularity=granularity, keep=tuple(keep or ()),
+        multiple=multiple, options=options, images=images, measured=measured, generations=generations, seed=seed,
+    )  # fmt: skip
+    run(config, out, device=device, overwrite=overwrite)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="Folder of a finished search.")]) -> None:
+    """Write a study's report again from its stored results."""
+    from codesign.job import write_study_report
+    from codesign.study import Study
+
+    print(write_study_report(Study.open(folder)))
+
+
+@app.command()
+def demo(out: Out = Path("runs/demo"), seed: Seed = 0) -> None:
+    """The whole path on real handwritten digits in about a minute: train, search, fine-tune, report."""
+    from codesign.demo import run_demo
+
+    run_demo(out, seed)
+
+
+@app.command()
+def validate(
+    target: Annotated[list[str] | None, typer.Argument(help="Machines; all by default.")] = None,
+    store: Annotated[bool, typer.Option("--store", help="Store the errors that results print (all machines).")] = False,
+) -> None:
+    """Compare every published measurement with its prediction."""
+    from codesign import show
+
+    show.validation(target or [], store)
+
+
+def _subject(
+    model: str, weights: Path | None, pretrained: bool, shape: str | None, unknown: str
+) -> Subject:
+    from codesign.subject import Subject
+
+    return Subject.named(model, weights=weights, pretrained=pretrained, shape=shape, on_unknown=unknown)
+
+
+def main() -> None:
+    """Entry point: bad input is one line on stderr and exit code 2."""
+    debug = "--debug" in sys.argv
+    arguments = [word for word in sys.argv[1:] if word != "--debug"]
+    try:
+        app(args=arguments, prog_name="codesign")
+    except CodesignError as error:
+        if debug:
+            raise
+        _fail(str(error))
+    except OSError as error:
+        if debug:
+            raise
+        _fail(str(ConfigError(f"{error.filename or 'file'}: {error.strerror or error}")))
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to resume", file=sys.stderr)
+        sys.exit(130)
+
+
+def _fail(message: str) -> None:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

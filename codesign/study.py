@@ -1,0 +1,119 @@
+"""A study on disk: one folder, one finished phase a file, resumed where it stopped.
+
+Every phase's result is written whole or not at all (a temporary file, then a rename), so a run that was killed leaves
+only finished phases behind. Opening the folder again with the same configuration skips them; with another one it is an
+error, never a mixture.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from workloads.errors import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Study:
+    """A folder of results of one configuration."""
+
+    folder: Path
+    config: Mapping[str, Any]
+
+    @classmethod
+    def create(cls, folder: Path, config: Mapping[str, Any], overwrite: bool = False) -> Study:
+        """Start a study, or resume the one of the same configuration.
+
+        Raises:
+            ConfigError: the folder cannot be written, or holds another study.
+        """
+        path = folder / "config.json"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if overwrite:
+                _clear(folder)
+            if path.exists():
+                _check_same(path, config)
+            else:
+                if any(folder.iterdir()):
+                    raise ConfigError(f"{folder}: not empty and not a study; choose another --out")
+                write_json(path, dict(config))
+        except OSError as error:
+            raise ConfigError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
+        return cls(folder, config)
+
+    @classmethod
+    def open(cls, folder: Path) -> Study:
+        """An existing study.
+
+        Raises:
+            ConfigError: the folder holds none.
+        """
+        return cls(folder, read_json(folder / "config.json"))
+
+    def has(self, name: str) -> bool:
+        return self.path(name).exists()
+
+    def path(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
+
+    def read(self, name: str) -> Any:
+        return read_json(self.path(name))
+
+    def phase(self, name: str, compute: Callable[[], T], dump: Callable[[T], Any], load: Callable[[Any], T]) -> T:
+        """The phase's result: read if it is there, else computed, written with the seconds it took, and returned."""
+        if self.has(name):
+            return load(self.read(name)["result"])
+        started = time.perf_counter()
+        result = compute()
+        write_json(self.path(name), {"seconds": round(time.perf_counter() - started, 3), "result": dump(result)})
+        return result
+
+    def seconds(self) -> dict[str, float]:
+        """Wall time of every finished phase."""
+        found = {}
+        for path in sorted(self.folder.glob("*.json"), key=lambda p: p.stat().st_mtime):
+            record = read_json(path)
+            if isinstance(record, dict) and "seconds" in record:
+                found[path.stem] = float(record["seconds"])
+        return found
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(value, indent=1, sort_keys=False) + "\n")
+    os.replace(part, path)
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; the error names the file."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
+
+
+def _check_same(path: Path, config: Mapping[str, Any]) -> None:
+    stored = read_json(path)
+    given = json.loads(json.dumps(config))
+    for key in sorted(set(stored) | set(given)):
+        if stored.get(key) != given.get(key):
+            raise ConfigError(
+                f"{path}: holds a study with {key}={stored.get(key)!r}, asked for {given.get(key)!r}; "
+                "choose another --out, or --overwrite"
+            )
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a study wrote, nothing else."""
+    for pattern in ("*.json", "*.json.part", "*.safetensors", "*.pt", "report.html"):
+        for path in folder.glob(pattern):
+            path.unlink()

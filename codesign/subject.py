@@ -1,0 +1,103 @@
+"""What a command works on: a model of the zoo, a user's own, or a saved layer graph."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workloads.errors import ConfigError
+from workloads.graph import LayerGraph
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and its example input, or a graph alone.
+
+    Attributes:
+        name: what the user called it. module, example: None for a saved graph.
+        saved: the graph, if it was read from a file.
+        on_unknown: passed to lowering.
+        weights: where the weights came from, for records.
+    """
+
+    name: str
+    module: nn.Module | None = None
+    example: Tensor | None = None
+    saved: LayerGraph | None = None
+    on_unknown: str = "error"
+    weights: str = "random"
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def named(
+        cls,
+        name: str,
+        weights: Path | None = None,
+        pretrained: bool = False,
+        shape: str | None = None,
+        on_unknown: str = "error",
+    ) -> Subject:
+        """Find a subject by what was typed.
+
+        Raises:
+            ConfigError: unknown name, unreadable graph, module that cannot be imported, wrong --input.
+        """
+        if on_unknown not in ("error", "vector"):
+            raise ConfigError(f"--unknown {on_unknown!r}: must be error or vector")
+        if name.endswith(".json"):
+            if weights or pretrained:
+                raise ConfigError(f"{name}: a layer graph takes no weights; lower the model with its weights instead")
+            return cls(name, saved=LayerGraph.load(Path(name)))
+        if ":" in name:
+            return _imported(name, weights, shape, on_unknown)
+        from workloads.models import build, example_input
+
+        module = build(name, weights=weights, pretrained=pretrained)
+        source = str(weights) if weights else ("pretrained" if pretrained else "random")
+        return cls(name, module, example_input(name), on_unknown=on_unknown, weights=source)
+
+    @cached_property
+    def graph(self) -> LayerGraph:
+        """Lowered once."""
+        if self.saved is not None:
+            return self.saved
+        from workloads.lowering import lower
+
+        assert self.module is not None and self.example is not None
+        return lower(self.module, (self.example,), on_unknown=self.on_unknown, name=self.name)
+
+    def needs_module(self, command: str) -> tuple[nn.Module, Tensor]:
+        """The module and example, for what a graph alone cannot do."""
+        if self.module is None or self.example is None:
+            raise ConfigError(f"{command} needs a PyTorch model, {self.name} is a layer graph")
+        return self.module, self.example
+
+
+def _imported(name: str, weights: Path | None, shape: str | None, on_unknown: str) -> Subject:
+    """A user's own model, `package.module:function`; the function is called without arguments."""
+    import torch
+
+    module_name, _, function = name.partition(":")
+    if shape is None:
+        raise ConfigError(f"{name}: --input is needed for a model of your own, e.g. --input 1,3,224,224")
+    try:
+        size = tuple(int(part) for part in shape.split(","))
+        model = getattr(importlib.import_module(module_name), function)()
+    except ValueError as error:
+        raise ConfigError(f"--input {shape!r}: must be integers with commas, e.g. 1,3,224,224") from error
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{name}: cannot be imported ({error}); is its folder on PYTHONPATH?") from error
+    if not isinstance(model, torch.nn.Module):
+        raise ConfigError(f"{name}: returned {type(model).__name__}, must return a torch.nn.Module")
+    if weights:
+        from workloads.models.weights import load_weights
+
+        load_weights(model, weights)
+    example = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    return Subject(name, model.eval(), example, on_unknown=on_unknown, weights=str(weights or "own"))

@@ -1,0 +1,1 @@
+"""Makes a model sparse: masks, granularities, methods, sensitivity, plans that build smaller modules, training."""

@@ -1,0 +1,231 @@
+"""Masks of weights: parametrizations while a method trains, exact zeros and a bool buffer when it has finished.
+
+A mask is a bool tensor of its parameter's shape, True = kept, and is named as `named_parameters` names the parameter.
+
+While training, `attach` puts a `MaskedWeight` on the parameter: the network computes with `weight * mask`, removed
+weights get no gradient, and the dense values stay behind the mask, so that a method may change its mind.
+`bake` ends that: plain parameters with exact zeros, and beside each a bool buffer `<name>_mask`. A baked model is an
+ordinary module: it can be copied, pickled, saved, compiled, exported and lowered, and its state dict holds the masks.
+Who trains it on calls `keep_masks(model, optimizer)` once, and the zeros stay zeros.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.utils.hooks import RemovableHandle
+
+from workloads.errors import PlanError, ShapeError, unknown_name
+
+SUFFIX = "_mask"
+Masks = Mapping[str, Tensor]
+
+
+class MaskedWeight(nn.Module):
+    """The parametrization `weight -> weight * mask` of one parameter.
+
+    Lifecycle: `attach` makes it, torch calls it whenever the weight is read, `set_masks` changes it, `bake` ends it.
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.mask
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """What an assignment stores: the dense values."""
+        return weight
+
+
+def attach(model: nn.Module, masks: Masks) -> None:
+    """Let `model` train with masks: in place, since it is a method's prepared copy.
+
+    Raises:
+        PlanError: a name is no parameter, has a mask already, or is tied to another name (torch would untie them).
+        ShapeError: a mask is not boolean or not of the parameter's shape.
+    """
+    found = {name: _checked(model, name, mask) for name, mask in masks.items()}
+    for name, mask in found.items():
+        module, leaf = owner(model, name)
+        tied = [other for other, tensor in _all_parameters(model) if tensor is getattr(module, leaf) and other != name]
+        if tied:
+            raise PlanError(f"{name!r} is the same tensor as {tied[0]!r}; tied parameters can only be masked by bake")
+        parametrize.register_parametrization(module, leaf, MaskedWeight(mask))
+
+
+def set_masks(model: nn.Module, masks: Masks) -> None:
+    """Change masks that `attach` has put on."""
+    attached = _attached(model)
+    for name, mask in masks.items():
+        if name not in attached:
+            raise PlanError(f"{name!r} carries no mask; attach one first")
+        old = attached[name].mask
+        if mask.shape != old.shape or mask.dtype != torch.bool:
+            raise ShapeError(_wrong_mask(name, mask, old))
+        old.copy_(mask)
+
+
+def dense_weight(model: nn.Module, name: str) -> Tensor:
+    """The values behind the mask of an attached parameter, or the plain parameter; without gradient."""
+    module, leaf = owner(model, name)
+    if parametrize.is_parametrized(module, leaf):
+        return getattr(module.parametrizations, leaf).original.detach()  # type: ignore[no-any-return, union-attr]
+    return module.get_parameter(leaf).detach()
+
+
+def masks_of(model: nn.Module) -> dict[str, Tensor]:
+    """Every mask of a model by parameter name, attached or baked."""
+    found = {name: parametrization.mask for name, parametrization in _attached(model).items()}
+    for name, buffer in model.named_buffers():
+        if name.endswith(SUFFIX) and buffer.dtype == torch.bool and _has_parameter(model, name.removesuffix(SUFFIX)):
+            found[name.removesuffix(SUFFIX)] = buffer
+    return found
+
+
+def bake(model: nn.Module, masks: Masks | None = None) -> nn.Module:
+    """A copy with exact zeros in plain parameters and a bool buffer `<name>_mask` beside each.
+
+    Args:
+        model: with or without attached or baked masks. Not modified.
+        masks: further ones; where a parameter has one already, a weight is kept if both keep it.
+
+    Raises:
+        PlanError: there is no mask at all, or a name is no parameter.
+        ShapeError: a mask is not boolean or not of the parameter's shape.
+
+    >>> sparse = bake(nn.Linear(2, 1), {"weight": torch.tensor([[True, False]])})
+    >>> sparse.weight_mask.tolist(), sparse.weight[0, 1].item()
+    ([[True, False]], 0.0)
+    """
+    baked = copy.deepcopy(model)
+    for name, parametrization in _attached(baked).items():
+        module, leaf = owner(baked, name)
+        mask = parametrization.mask
+        parametrize.remove_parametrizations(module, leaf, leave_parametrized=True)
+        _store(module, leaf, mask)
+    for name, mask in (masks or {}).items():
+        module, leaf = owner(baked, name)
+        mask = _checked(baked, name, mask)
+        old = getattr(module, leaf + SUFFIX, None)
+        _store(module, leaf, mask if old is None else mask & old)
+    if not masks_of(baked):
+        raise PlanError("nothing to bake: the model carries no mask and none is given")
+    return baked
+
+
+def keep_masks(model: nn.Module, optimizer: torch.optim.Optimizer) -> RemovableHandle:
+    """Re-apply the baked masks after every step of an optimizer, so that training on keeps the zeros.
+
+    Called once by whoever trains a baked model; torch then calls the hook at the end of each `optimizer.step()`. It
+    writes zeros where the masks say so and touches nothing else. `handle.remove()` ends it.
+
+    Raises:
+        PlanError: the model has no baked mask.
+    """
+    if not masks_of(model):
+        raise PlanError("the model carries no mask that training could keep; bake one first")
+
+    def after_step(*_: object) -> None:
+        apply_masks(model)
+
+    return optimizer.register_step_post_hook(after_step)
+
+
+@torch.no_grad()
+def apply_masks(model: nn.Module) -> None:
+    """Write zeros where the baked masks say so, in place."""
+    for name, mask in masks_of(model).items():
+        module, leaf = owner(model, name)
+        if not parametrize.is_parametrized(module, leaf):
+            module.get_parameter(leaf).masked_fill_(~mask, 0)
+
+
+def density(masks: Iterable[Tensor]) -> float:
+    """Kept fraction of all masks together."""
+    kept, total = 0, 0
+    for mask in masks:
+        kept, total = kept + int(mask.sum()), total + mask.numel()
+    return kept / total if total else 1.0
+
+
+def owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that holds a parameter, and the parameter's name there.
+
+    Raises:
+        PlanError: there is no such parameter.
+    """
+    path, _, leaf = name.rpartition(".")
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        raise _no_parameter(model, name) from None
+    if not _has_leaf(module, leaf):
+        raise _no_parameter(model, name)
+    return module, leaf
+
+
+def parameter_names(model: nn.Module) -> list[str]:
+    """Names as in a plain model: what a parametrization hides has its own name again."""
+    return [name.replace("parametrizations.", "").removesuffix(".original") for name, _ in model.named_parameters()]
+
+
+def _no_parameter(model: nn.Module, name: str) -> PlanError:
+    return PlanError(str(unknown_name("parameter", name, parameter_names(model))))
+
+
+def _has_leaf(module: nn.Module, leaf: str) -> bool:
+    return module._parameters.get(leaf) is not None or parametrize.is_parametrized(module, leaf)
+
+
+def _has_parameter(model: nn.Module, name: str) -> bool:
+    path, _, leaf = name.rpartition(".")
+    return _has_leaf(model.get_submodule(path), leaf)
+
+
+def _all_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every name of every parameter of distinct modules; a tied one comes under each of its names."""
+    for path, module in model.named_modules():
+        for leaf, tensor in module.named_parameters(recurse=False):
+            yield (f"{path}.{leaf}" if path else leaf), tensor
+
+
+def _attached(model: nn.Module) -> dict[str, MaskedWeight]:
+    found = {}
+    for path, module in model.named_modules():
+        if not parametrize.is_parametrized(module):
+            continue
+        for leaf, chain in module.parametrizations.items():  # type: ignore[union-attr, operator]
+            for part in chain:
+                if isinstance(part, MaskedWeight):
+                    found[f"{path}.{leaf}" if path else leaf] = part
+    return found
+
+
+def _checked(model: nn.Module, name: str, mask: Tensor) -> Tensor:
+    """The mask on the parameter's device, if it fits."""
+    weight = dense_weight(model, name)
+    if mask.dtype != torch.bool or mask.shape != weight.shape:
+        raise ShapeError(_wrong_mask(name, mask, weight))
+    if name in _attached(model):
+        raise PlanError(f"{name!r} carries a mask already; change it with set_masks, or bake the model first")
+    return mask.detach().to(weight.device).clone()
+
+
+def _wrong_mask(name: str, mask: Tensor, wanted: Tensor) -> str:
+    found = f"{mask.dtype} {tuple(mask.shape)}".removeprefix("torch.")
+    return f"mask of {name!r} is {found}, must be bool {tuple(wanted.shape)}, True = kept"
+
+
+@torch.no_grad()
+def _store(module: nn.Module, leaf: str, mask: Tensor) -> None:
+    """Zeros into the parameter (filled, since -1 * 0 is not a plain zero), the mask into the buffer."""
+    module.get_parameter(leaf).masked_fill_(~mask, 0)
+    module.register_buffer(leaf + SUFFIX, mask)

@@ -1,0 +1,103 @@
+"""What a pruning method is to its user: a prepared copy of the model and three calls in the user's own loop.
+
+    pruner = GradualMagnitude(model, example_inputs, total_steps=len(loader) * epochs, density=0.3)
+    net = pruner.model                                   # a prepared copy; the user trains this one
+    for x, y in loader:
+        optimizer.zero_grad()
+        loss = criterion(net(x), y) + pruner.loss()
+        loss.backward(); optimizer.step(); pruner.step()
+    sparse_model = pruner.finalize()
+
+Who calls what, when:
+
+| call | by whom | when | may touch |
+|---|---|---|---|
+| `__init__` | the user | once, before training | makes `self.model`; the user's model stays as it is |
+| `loss()` | the user | every step, before `backward` | nothing; a scalar that gradients flow through |
+| `step()` | the user | every step, after `optimizer.step()` | masks, gates, the method's own optimizer |
+| `finalize()` | the user | once, after training | nothing; returns a baked copy |
+| `state_dict()` | the user, `fit` | at any step boundary | nothing |
+| `load_state_dict()` | the user, `fit` | after `self.model` got its own state back | all of the method's state |
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pruning import masks
+from workloads.errors import PlanError
+
+P = TypeVar("P", bound="type[Pruner]")
+Inputs = tuple[Tensor, ...]
+REGISTRY: dict[str, type[Pruner]] = {}
+
+
+def register(name: str) -> Callable[[P], P]:
+    """Class decorator: make a method known under `name`."""
+
+    def add(cls: P) -> P:
+        cls.name = name
+        REGISTRY[name] = cls
+        return cls
+
+    return add
+
+
+class Pruner(ABC):
+    """One method at work on one model. The module docstring has the lifecycle.
+
+    Attributes:
+        name: of the method, set by `register`.
+        EXAMPLES: keyword arguments, one set for each configuration that the contract tests run.
+        model: the prepared copy that the user trains.
+        total_steps: optimizer steps that training will have; schedules are measured against it.
+        steps_done: how often `step` was called.
+    """
+
+    name: ClassVar[str] = ""
+    EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
+
+    def __init__(self, model: nn.Module, total_steps: int) -> None:
+        if total_steps < 1:
+            raise PlanError(f"total_steps {total_steps}, must be at least 1: schedules are counted in optimizer steps")
+        self.model = copy.deepcopy(model)
+        self.total_steps = total_steps
+        self.steps_done = 0
+
+    def loss(self) -> Tensor:
+        """What the method adds to the training loss: a scalar; zero unless a method says otherwise."""
+        return torch.zeros((), device=next(self.model.parameters()).device)
+
+    def step(self) -> None:
+        """Count one optimizer step and do what the method does after it."""
+        self.steps_done += 1
+        self.after_step()
+
+    @abstractmethod
+    def after_step(self) -> None:
+        """The method's own work after optimizer step number `steps_done` (the first is 1)."""
+
+    def finalize(self) -> nn.Module:
+        """A baked copy of the model as it is now; `self.model` can be trained on."""
+        return masks.bake(self.model)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to go on later, beside `self.model.state_dict()`; tensors and plain values only."""
+        return {"method": self.name, "total_steps": self.total_steps, "steps_done": self.steps_done}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`.
+
+        Raises:
+            PlanError: the state is of another method or another length of training.
+        """
+        for key, mine in (("method", self.name), ("total_steps", self.total_steps)):
+            if state.get(key) != mine:
+                raise PlanError(f"pruner state has {key} {state.get(key)!r}, this one is made for {mine!r}")
+        self.steps_done = int(state["steps_done"])

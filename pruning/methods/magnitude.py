@@ -1,0 +1,185 @@
+"""Magnitude pruning: the smallest weights go. The baseline of the field and the smallest honest example of a method.
+
+Source: Han et al., "Learning both Weights and Connections", NIPS 2015 (one shot); Zhu and Gupta, "To prune, or not to
+prune", 2017 (gradual).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pruning import masks
+from pruning.granularity import GRANULARITIES, keep_best, kept_count, mask
+from pruning.layers import prunable_weights
+from pruning.methods.base import Inputs, Pruner, register
+from pruning.schedule import CubicSchedule
+from workloads.errors import PlanError, unknown_name
+
+Densities = float | Mapping[str, float]
+Scope = Literal["layer", "global"]
+
+
+def magnitude_masks(
+    model: nn.Module, names: Sequence[str], density: Densities, granularity: str = "weight", scope: Scope = "layer"
+) -> dict[str, Tensor]:
+    """Masks by parameter name that keep the largest weights.
+
+    Args:
+        names: the weights to prune.
+        density: kept fraction of each weight, or by name; with scope "global" of all of them together.
+        scope: "layer" ranks inside each weight, "global" ranks the single weights of all `names` against each other.
+
+    Raises:
+        PlanError: scope "global" with another granularity than "weight" or with densities by name.
+    """
+    weights = {name: masks.dense_weight(model, name) for name in names}
+    if scope == "layer":
+        shares = dict(density) if isinstance(density, Mapping) else dict.fromkeys(names, density)
+        return {name: mask(weight, shares[name], granularity) for name, weight in weights.items() if name in shares}
+    if isinstance(density, Mapping) or granularity != "weight":
+        raise PlanError("scope 'global' ranks single weights by one density; use scope 'layer' for anything else")
+    if not 0 < density <= 1:
+        raise PlanError(f"density {density}, must be above 0 and at most 1")
+    ranked = torch.cat([weight.abs().flatten() for weight in weights.values()])
+    parts = keep_best(ranked, kept_count(len(ranked), density)).split([weight.numel() for weight in weights.values()])
+    return {name: part.view(weights[name].shape) for name, part in zip(weights, parts, strict=True)}
+
+
+class _Magnitude(Pruner):
+    """What both methods share: which weights, how dense, and the rule that something must be removed.
+
+    Args:
+        model: not modified.
+        example_inputs: one batch, run once to see which layer comes first and which last.
+        total_steps: optimizer steps of the training to come.
+        density: kept fraction, or by layer name ("layer1.0.conv1").
+        granularity: a name of `pruning.granularity.GRANULARITIES`.
+        scope: "layer" or "global", as `magnitude_masks`.
+        keep: names of layers that stay dense.
+        prune_first, prune_last: whether the first layer and the classifier are pruned; ignored for layers that
+            `density` names.
+
+    Raises:
+        PlanError: nothing would be removed, or a name is no layer with weights.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Inputs,
+        total_steps: int = 1,
+        *,
+        density: Densities = 0.5,
+        granularity: str = "weight",
+        scope: Scope = "layer",
+        keep: Sequence[str] = (),
+        prune_first: bool = False,
+        prune_last: bool = False,
+    ) -> None:
+        super().__init__(model, total_steps)
+        if granularity not in GRANULARITIES:
+            raise unknown_name("granularity", granularity, GRANULARITIES)
+        if scope not in ("layer", "global"):
+            raise unknown_name("scope", scope, ("layer", "global"))
+        layers = prunable_weights(self.model, example_inputs)
+        for name in (*keep, *(density if isinstance(density, Mapping) else ())):
+            if name not in layers:
+                raise PlanError(str(unknown_name("layer with weights", name, layers)))
+        order = list(layers)
+        spared = {*keep, *(() if prune_first else order[:1]), *(() if prune_last else order[-1:])}
+        if isinstance(density, Mapping):
+            self.density: Densities = {layers[name]: share for name, share in density.items() if name not in keep}
+        else:
+            self.density = density
+        chosen = [name for name in order if (name in density if isinstance(density, Mapping) else name not in spared)]
+        self.names = tuple(layers[name] for name in chosen if name not in keep)
+        self.granularity, self.scope = granularity, scope
+        if not self.names:
+            raise PlanError(f"nothing to prune: all {len(order)} layers with weights are kept dense; prune_first=True?")
+
+    def masks_at(self, density: Densities) -> dict[str, Tensor]:
+        return magnitude_masks(self.model, self.names, density, self.granularity, self.scope)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        masks.set_masks(self.model, state["masks"])
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"masks": {k: m.clone() for k, m in masks.masks_of(self.model).items()}}
+
+
+@register("one_shot_magnitude")
+class OneShotMagnitude(_Magnitude):
+    """Remove the smallest weights at once, before training; training then adjusts the rest."""
+
+    EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {"density": 0.3},
+        {"density": 0.5, "scope": "global", "prune_first": True, "prune_last": True},
+        {"density": 0.5, "granularity": "kernel"},
+    )
+
+    def __init__(self, model: nn.Module, example_inputs: Inputs, total_steps: int = 1, **options: Any) -> None:
+        super().__init__(model, example_inputs, total_steps, **options)
+        found = self.masks_at(self.density)
+        if all(bool(one.all()) for one in found.values()):
+            raise PlanError(f"density {self.density} removes none of the {len(found)} weights; choose a smaller one")
+        masks.attach(self.model, found)
+
+    def after_step(self) -> None:
+        """Nothing: the masks are fixed."""
+
+
+@register("gradual_magnitude")
+class GradualMagnitude(_Magnitude):
+    """Remove the smallest weights little by little along a cubic curve, while the network trains.
+
+    Masks are made anew from the dense values behind them at every update, so a weight that was removed early can
+    come back when others have shrunk below it.
+
+    Args:
+        begin, end: fractions of `total_steps` at which pruning starts and is complete.
+        frequency: optimizer steps between updates; by default a hundredth of the pruning phase.
+
+    Source: Zhu and Gupta, "To prune, or not to prune", 2017, equation 1.
+    """
+
+    EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {"density": 0.3, "end": 1.0},
+        {"density": 0.25, "granularity": "filter", "begin": 0.25, "frequency": 2},
+    )
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Inputs,
+        total_steps: int,
+        *,
+        begin: float = 0.0,
+        end: float = 0.75,
+        frequency: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, example_inputs, total_steps, **options)
+        first, last = round(begin * total_steps), round(end * total_steps)
+        every = frequency or max(1, (last - first) // 100)
+        by_name = self.density if isinstance(self.density, Mapping) else {"": self.density}
+        if not any(share < 1 for share in by_name.values()):
+            raise PlanError(f"density {self.density} removes nothing; choose one below 1")
+        self.schedules = {
+            name: CubicSchedule(1 - share, first, last, every) for name, share in by_name.items() if share < 1
+        }
+        start = {name: torch.ones_like(masks.dense_weight(self.model, name), dtype=torch.bool) for name in self.names}
+        masks.attach(self.model, start)
+
+    def after_step(self) -> None:
+        schedule = next(iter(self.schedules.values()))
+        if schedule.is_update(self.steps_done):
+            masks.set_masks(self.model, self.masks_at(self._density_now()))
+
+    def _density_now(self) -> Densities:
+        now = {name: 1 - schedule.sparsity(self.steps_done) for name, schedule in self.schedules.items()}
+        return now if isinstance(self.density, Mapping) else now[""]

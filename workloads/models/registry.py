@@ -1,0 +1,130 @@
+"""Which models there are, without importing torch.
+
+A model file starts with a literal table `ENTRIES` (name -> fields of `ModelEntry`) and has a function
+`create(num_classes, **options) -> nn.Module`. The table is read from the source text, so that listing the zoo costs
+milliseconds; the file itself is imported when one of its models is built. A package elsewhere adds models through
+the entry point group `codesign.models`, whose value names a module of the same form (`my_net = "my_package.my_net"`).
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.metadata
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from workloads.data.images import Preprocessing
+from workloads.errors import ConfigError, unknown_name
+
+ENTRY_POINTS = "codesign.models"
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """What is known of a model before it is built.
+
+    Attributes:
+        name: what users type.
+        module: dotted name of the file that builds it.
+        summary: one line for listings.
+        input_shape: (c, h, w) of one input.
+        num_classes: outputs by default.
+        data: name of the data set that it is made for.
+        parameters: their number with `num_classes` outputs, as published; buffers are not counted.
+        source: where the form and the number come from.
+        preprocessing: what its input needs; None where that is the data set's own normalisation.
+        weights: file of pretrained weights below `weights/` of the data folder; "" where none are known.
+        options: further arguments of the file's `create`.
+    """
+
+    name: str
+    module: str
+    summary: str
+    input_shape: tuple[int, int, int]
+    num_classes: int
+    data: str
+    parameters: int
+    source: str = ""
+    preprocessing: Preprocessing | None = None
+    weights: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+NEEDED_FIELDS = {"summary", "input_shape", "num_classes", "data", "parameters"}
+ALLOWED_FIELDS = NEEDED_FIELDS | {"source", "preprocessing", "weights", "options"}
+
+
+@functools.cache
+def models() -> Mapping[str, ModelEntry]:
+    """Every registered model by name, sorted, read-only. Imports neither torch nor any built-in model file.
+
+    >>> models()["resnet20"].parameters
+    269722
+    """
+    files = {f"{__package__}.{path.stem}": path for path in sorted(Path(__file__).parent.glob("*.py"))}
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        files[point.module] = _source_of(point)
+    found: dict[str, ModelEntry] = {}
+    for module, path in files.items():
+        for name, entry in read_entries(module, path).items():
+            if name in found:
+                raise ConfigError(f"{path}: model {name!r} is registered by {found[name].module} already; rename it")
+            found[name] = entry
+    return MappingProxyType(dict(sorted(found.items())))
+
+
+def find(name: str) -> ModelEntry:
+    """The entry of a model. ConfigError, with the closest names, if there is none."""
+    if (entry := models().get(name)) is None:
+        raise unknown_name("model", name, models())
+    return entry
+
+
+def read_entries(module: str, path: Path) -> dict[str, ModelEntry]:
+    """The models of one file, from its source text alone; {} where it has no `ENTRIES`.
+
+    Raises:
+        ConfigError: the table is not a literal, or has a field that is unknown, missing or malformed.
+    """
+    try:
+        table = _table(ast.parse(path.read_text(encoding="utf-8")))
+        rows = {} if table is None else ast.literal_eval(table)
+        return {name: _entry(name, module, dict(fields)) for name, fields in rows.items()}
+    except (OSError, SyntaxError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: ENTRIES must be a literal table, name -> fields of ModelEntry ({error})") from error
+
+
+def _table(tree: ast.Module) -> ast.expr | None:
+    """The right-hand side of `ENTRIES = ...` or `ENTRIES: ... = ...`."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any(isinstance(target, ast.Name) and target.id == "ENTRIES" for target in targets):
+                return node.value
+    return None
+
+
+def _entry(name: str, module: str, fields: dict[str, Any]) -> ModelEntry:
+    if unknown := fields.keys() - ALLOWED_FIELDS:
+        raise ValueError(f"{name!r} has the unknown field {min(unknown)!r}")
+    if missing := NEEDED_FIELDS - fields.keys():
+        raise ValueError(f"{name!r} lacks the field {min(missing)!r}")
+    if (preprocessing := fields.pop("preprocessing", None)) is not None:
+        fields["preprocessing"] = Preprocessing(**preprocessing)
+    return ModelEntry(name=name, module=module, **fields)
+
+
+def _source_of(point: importlib.metadata.EntryPoint) -> Path:
+    """Source file behind an entry point; its parent packages are imported, the module is not."""
+    try:
+        spec = importlib.util.find_spec(point.module)
+    except Exception as error:  # whatever the parent package does on import
+        raise ConfigError(f"entry point {point.name!r} of {ENTRY_POINTS}: {point.value} fails ({error})") from error
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        raise ConfigError(f"entry point {point.name!r} of {ENTRY_POINTS}: {point.value} is no Python module")
+    return Path(spec.origin)
