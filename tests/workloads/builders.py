@@ -23,12 +23,13 @@ def constant(shape: tuple[int, ...], name: str = "constant") -> Layer:
     return Layer(name, Op.CONSTANT, shape, weight=f"{name}.weight")
 
 
-def plain(op: Op, shape: tuple[int, ...], x: Layer, *others: Layer, axis: int = 1, **fields: Any) -> Layer:
+def plain(op: Op, shape: tuple[int, ...], x: Layer, *others: Layer, channel_axis: int = 1, **fields: Any) -> Layer:
     """A layer that does not multiply; attributes as `fields`, name "y"."""
     inputs = (x.name, *(other.name for other in others))
     known = {key: fields.pop(key) for key in ("activation", "weight", "bias", "fused_into", "name") if key in fields}
-    arguments = {"name": "y", "op": op, "shape": shape, "inputs": inputs, "channel_axis": axis, **nest(shape, axis)}
-    return Layer(**{**arguments, "in_h": height(x), "in_w": width(x), "attributes": fields, **known})
+    arguments = {"name": "y", "op": op, "shape": shape, "inputs": inputs, "channel_axis": channel_axis}
+    dims = nest(shape, channel_axis)
+    return Layer(**{**arguments, **dims, "in_h": height(x), "in_w": width(x), "attributes": fields, **known})
 
 
 def height(x: Layer) -> int:

@@ -82,7 +82,7 @@ def test_a_weight_that_two_layers_share_counts_once() -> None:
 
 def test_parameters_of_norms() -> None:
     x = source((2, 5, 6), axis=2)
-    both = plain(Op.NORM, x.shape, x, axis=2, kind="layer", axes=(1, 2), eps=1e-5, weight="w", bias="b")
+    both = plain(Op.NORM, x.shape, x, channel_axis=2, kind="layer", axes=(1, 2), eps=1e-5, weight="w", bias="b")
     assert both.parameters == 60
     assert dataclasses.replace(both, bias="").parameters == 30
     assert dataclasses.replace(both, bias="", weight="").parameters == 0
@@ -223,8 +223,8 @@ def test_distinct_rows_are_found_and_restored() -> None:
 def test_distinct_rows_tell_masks_and_densities_apart() -> None:
     x = source((1, 2, 8, 8))
     a, b, c = (conv(x, 2, (1, 1), name=name) for name in "abc")
-    one, other = (WeightSparsity.from_mask(np.array(rows, bool)[:, :, None, None]) for rows in ([[1, 0], [1, 1]],
-                                                                                                [[1, 1], [1, 0]]))  # fmt: skip
+    masks = np.array([[[1, 0], [1, 1]], [[1, 1], [1, 0]]], bool)  # of one density, with other zeros
+    one, other = (WeightSparsity.from_mask(mask[:, :, None, None]) for mask in masks)
     net = graph(x, a, b, c, outputs=("a", "b", "c"))
     _, inverse = net.with_sparsity({"a": one, "b": other, "c": one}).columns.distinct()
     assert inverse[1] == inverse[3] != inverse[2]
@@ -320,7 +320,8 @@ def everything() -> LayerGraph:
     pool = dataclasses.replace(pool, name="max")
     grouped = conv(x, 6, groups=3, dilation=(2, 1), name="grouped", activation="hardtanh(-inf,6)")
     crop = plain(Op.SLICE, (2, 3, 4, 8), x, name="crop", starts=(0, 0, 1, 0), steps=(1, 1, 2, 1))
-    return graph(*net.layers, pool, grouped, crop, outputs=("fc", "max", "grouped", "crop"))
+    wide = linear(x, 5, name="wide")
+    return graph(*net.layers, pool, grouped, crop, wide, outputs=("fc", "max", "grouped", "crop", "wide"))
 
 
 def test_json_round_trip_is_exact() -> None:
@@ -350,7 +351,7 @@ def test_save_and_load(tmp_path: Path) -> None:
 
 def test_saving_to_an_impossible_place_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="net.json: cannot be written") as caught:
+    with pytest.raises(DataError, match=r"net\.json: cannot be written") as caught:
         residual().save(tmp_path / "file" / "net.json")
     assert "\n" not in str(caught.value)
 

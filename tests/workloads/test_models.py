@@ -381,9 +381,9 @@ class TestRealWeights:
 
     @pytest.mark.data("weights", "imagenet_samples")
     @pytest.mark.slow
-    @pytest.mark.parametrize(("name", "correct"), [("mobilenet_v2", 0), ("squeezenet1_0", 0)])
-    def test_accuracy_on_the_sample_pictures_needs_the_preprocessing_of_the_entry(self, name, correct):
-        assert abs(self._correct(name, limit=None) - correct) <= 2
+    @pytest.mark.parametrize(("name", "correct"), [("mobilenet_v2", 168), ("squeezenet1_0", 132)])
+    def test_correct_answers_on_200_sample_pictures(self, name, correct):
+        assert abs(self._correct(name, limit=200) - correct) <= 2  # on all 1,000: 863 and 599
 
     @pytest.mark.data("weights", "imagenet_samples")
     def test_the_half_turn_is_what_mobilenet_wants(self):

@@ -1,0 +1,187 @@
+"""What the quick commands print."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from workloads.errors import ConfigError
+
+if TYPE_CHECKING:
+    from accel_models import SimulationResult
+    from codesign.subject import Subject
+
+
+def console() -> Console:
+    """Wide enough for tables when the output is a file."""
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(highlight=False, width=140)
+
+
+def targets(name: str | None) -> None:
+    """All machines in a line each, or one with every number and its source."""
+    import yaml
+
+    from accel_models import target as find
+    from accel_models import targets as names
+    from accel_models.registry import spec_files
+    from accel_models.result import describe_error
+    from accel_models.spec import sourced_numbers
+    from accel_models.validation import error_bar
+
+    if name is None:
+        table = Table("target", "what it is", "error of the model", box=None)
+        for each in names():
+            table.add_row(each, find(each).spec.title, describe_error(error_bar(each)))
+        console().print(table)
+        return
+    machine = find(name)
+    path = Path(name) if name.endswith((".yaml", ".yml")) else spec_files()[name]
+    table = Table("number", "value", "source", box=None, title=machine.spec.title)
+    data = yaml.safe_load(path.read_text())
+    for where, value, source in sourced_numbers(data):
+        table.add_row(where, str(value), data.get("sources", {}).get(source, source))
+    out = console()
+    out.print(table)
+    out.print(f"channels are computed {machine.channel_multiple} together; {describe_error(error_bar(machine.name))}")
+
+
+def models() -> None:
+    """The zoo, a line each."""
+    from workloads.models import models as entries
+
+    table = Table("model", "input", "parameters", "data", "known weights", "what it is", box=None)
+    for entry in entries().values():
+        size = "x".join(map(str, entry.input_shape))
+        table.add_row(entry.name, size, f"{entry.parameters:,}", entry.data, entry.weights, entry.summary)
+    console().print(table)
+
+
+def graph(subject: Subject, out: Path | None) -> None:
+    """A layer graph's layers and totals; written to `out` if given."""
+    from workloads.graph import Kind
+
+    table = Table("layer", "op", "output", "MACs (M)", "parameters", "density", "fused", box=None)
+    for layer in subject.graph:
+        table.add_row(
+            layer.name,
+            layer.op.value,
+            "x".join(map(str, layer.shape)),
+            f"{layer.macs / 1e6:.3f}" if layer.kind is Kind.MAC else "",
+            f"{layer.parameters:,}" if layer.parameters else "",
+            f"{layer.sparsity.density:.3f}" if layer.sparsity else "",
+            layer.activation or layer.fused_into,
+        )
+    screen = console()
+    screen.print(table)
+    screen.print(str(subject.graph))
+    if out:
+        subject.graph.save(out)
+        screen.print(f"written: {out}")
+
+
+def simulation(
+    subject: Subject,
+    target_names: Sequence[str],
+    *,
+    plan: Path | None,
+    calibrate: str | None,
+    changes: Sequence[str],
+    out: Path | None,
+    report: Path | None,
+) -> None:
+    """Price a subject on each target; print, store, report."""
+    from accel_models import target as find
+    from codesign.study import write_json
+
+    ready = _prepared(subject, plan, calibrate)
+    results = [find(name, parse_changes(changes)).simulate(ready) for name in target_names]
+    for result in results:
+        print(result)
+    if out:
+        write_json(out, [result.to_dict() for result in results])
+    if report:
+        print(_report(report, results, subject))
+
+
+def _prepared(subject: Subject, plan: Path | None, calibrate: str | None) -> Any:
+    """The subject's graph after a plan and with measured activation zeros."""
+    if plan is None and calibrate is None:
+        return subject.graph
+    from workloads.lowering import lower
+
+    module, example = subject.needs_module("--plan" if plan else "--calibrate")
+    if plan:
+        from pruning.plan import PruningPlan
+
+        module = PruningPlan.load(plan).apply(module, (example,))
+    batch = None
+    if calibrate:
+        from workloads.data import load
+        from workloads.models import find, models
+
+        known = find(subject.name).preprocessing if subject.name in models() else None
+        images = load(calibrate, "heldout", preprocessing=known) if known else load(calibrate, "heldout")
+        batch = (images.tensor(slice(0, 32)),)
+    return lower(module, (example,), on_unknown=subject.on_unknown, calibration=batch, name=subject.name)
+
+
+def _report(folder: Path, results: list[SimulationResult], subject: Subject) -> Path:
+    from reports.html import write_comparison
+
+    return write_comparison(folder, results)
+
+
+def parse_changes(changes: Sequence[str]) -> dict[str, float]:
+    """`path=number` texts.
+
+    Raises:
+        ConfigError: a text that is not of that form.
+
+    >>> parse_changes(["clock_hz=1e9", "parameters.threads=2"])
+    {'clock_hz': 1000000000.0, 'parameters.threads': 2}
+    """
+    found: dict[str, float] = {}
+    for text in changes:
+        path, _, value = text.partition("=")
+        try:
+            found[path] = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"--set {text!r}: must be path=number, e.g. clock_hz=1e9") from error
+    return found
+
+
+def validation(names: Sequence[str], store: bool) -> None:
+    """Published rows beside predictions, and each target's error."""
+    from accel_models import targets as known
+    from accel_models.validation.compare import compare
+    from accel_models.validation.compare import store as write
+    from accel_models.validation.compare import summary
+
+    screen, results = console(), {}
+    for name in names or known():
+        comparisons = compare(name)
+        table = Table("row", "published", "predicted", "unit", "error", "kind", box=None, title=name)
+        for item in comparisons:
+            row = item.row
+            table.add_row(row.id, f"{row.value:,.3f}", f"{item.predicted:,.3f}", row.unit, f"{item.error:+.1%}", row.kind)
+        if comparisons:
+            screen.print(table)
+        bar = summary(comparisons)
+        if bar:
+            results[name] = bar
+        screen.print(f"{name}: {bar or 'no published rows are at hand'}")
+    if store:
+        write({**results} if not names else {**_others(names), **results})
+
+
+def _others(names: Sequence[str]) -> dict[str, Any]:
+    from accel_models import targets as known
+    from accel_models.validation import error_bar
+
+    return {name: bar for name in known() if name not in names and (bar := error_bar(name))}

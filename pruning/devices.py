@@ -1,0 +1,68 @@
+"""Where networks run and in which precision: "auto" decides by what the machine can do, never by its name."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
+
+import torch
+
+from workloads.errors import ConfigError, unknown_name
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device of that name; "auto" takes a CUDA device if there is one, else the CPU.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {name!r} cannot be used ({reason}); try auto or cpu") from error
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """"fp32" or "bf16"; "auto" takes bf16 where the hardware multiplies it faster than fp32.
+
+    On a CPU that means AMX tiles or AVX-512 BF16 instructions, on CUDA tensor cores with native bf16. Parameters,
+    gradients and batch-norm statistics stay float32 either way (autocast).
+
+    Raises:
+        ConfigError: unknown name.
+    """
+    if name not in PRECISIONS:
+        raise unknown_name("precision", name, PRECISIONS)
+    if name != "auto":
+        return name
+    return "bf16" if has_fast_bf16(device) else "fp32"
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions that multiply bf16; False where this torch cannot tell."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(probe() for name in probes if (probe := getattr(torch.cpu, name, None)) is not None)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """The context in which a forward pass runs in that precision ("fp32" or "bf16")."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def place(model: nn.Module, device: torch.device) -> None:
+    """Move a model in place, four-dim weights with channels last, which convolutions run faster on."""
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,0 +1,124 @@
+"""How good a network is: loss and accuracy on labelled pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pruning.devices import autocast, pick_device, pick_precision
+from workloads.data import ImageData
+from workloads.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a network reaches.
+
+    Attributes:
+        loss: mean cross entropy, in nats. accuracy: fraction of right answers, 0 .. 1.
+        images: how many were looked at. split: of which split. precision: in which it was measured.
+    """
+
+    loss: float
+    accuracy: float
+    images: int
+    split: str
+    precision: str
+
+    def __str__(self) -> str:
+        return f"{self.accuracy:.2%} of {self.images:,} {self.split} images, loss {self.loss:.4f}, {self.precision}"
+
+
+def evaluate(
+    model: nn.Module,
+    data: ImageData,
+    *,
+    batch_size: int = 500,
+    limit: int | None = None,
+    device: str = "auto",
+    precision: str = "fp32",
+) -> Score:
+    """Loss and accuracy in eval mode; the model's mode and place come back as they were.
+
+    Args:
+        limit: look at the first pictures only.
+        precision: "fp32", "bf16" or "auto"; fp32 is what reports state.
+
+    Raises:
+        ConfigError: unknown device or precision, batch_size < 1, a limit out of range, or a loss that is not finite.
+    """
+    where = pick_device(device)
+    chosen = pick_precision(precision, where)
+    data = data if limit is None else data.take(limit)
+    home = next(model.parameters(), torch.empty(0)).device
+    loss = right = 0.0
+    with torch.inference_mode(), evaluating(model):
+        model.to(where)
+        try:
+            for x, y in data.batches(batch_size):
+                x, y = x.to(where, memory_format=torch.channels_last), y.to(where)
+                with autocast(where, chosen):
+                    logits = model(x)
+                loss += float(F.cross_entropy(logits.float(), y, reduction="sum"))
+                right += float((logits.argmax(1) == y).sum())
+        finally:
+            model.to(home)
+    if not loss < float("inf"):
+        raise ConfigError(f"the loss on {data.name} {data.split} is not finite; the weights hold NaN or have diverged")
+    return Score(loss / len(data), right / len(data), len(data), data.split, chosen)
+
+
+def accuracy(model: nn.Module, data: ImageData, batch_size: int = 500, limit: int | None = None) -> float:
+    """Fraction of right answers in float32, 0 .. 1; `evaluate` says more."""
+    return evaluate(model, data, batch_size=batch_size, limit=limit).accuracy
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in eval mode; afterwards every module is in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@torch.no_grad()
+def recalibrate(
+    model: nn.Module, data: ImageData, limit: int = 2000, batch_size: int = 250, precision: str = "auto"
+) -> None:
+    """Measure the statistics of every batch norm anew, in place: the mean over batches of training pictures.
+
+    Removing channels shifts what the remaining layers see; this is the cheapest repair, a forward pass without
+    gradients. A model without batch norms stays as it is.
+
+    Source: Wu and Johnson, "Rethinking Batch in BatchNorm", 2021, precise batch norm (means of batch variances).
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = [norm for norm in norms if norm.track_running_stats]
+    if not norms:
+        return
+    device = next(model.parameters()).device
+    chosen = pick_precision(precision, device)
+    momenta = [norm.momentum for norm in norms]
+    with evaluating(model):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum, norm.training = None, True  # no momentum: a plain average over the batches
+        for x, _ in data.take(min(limit, len(data))).batches(batch_size):
+            with autocast(device, chosen):
+                model(x.to(device, memory_format=torch.channels_last))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Mean cross entropy of logits in float32, whatever autocast made of them."""
+    return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
