@@ -33,7 +33,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """"fp32" or "bf16"; "auto" takes bf16 where the hardware multiplies it faster than fp32.
+    """Either "fp32" or "bf16"; "auto" takes bf16 where the hardware multiplies it faster than fp32.
 
     On a CPU that means AMX tiles or AVX-512 BF16 instructions, on CUDA tensor cores with native bf16. Parameters,
     gradients and batch-norm statistics stay float32 either way (autocast).

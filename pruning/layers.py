@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pruning.evaluation import evaluating
 from workloads.errors import PlanError
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
@@ -26,13 +27,10 @@ def prunable_weights(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> di
 
     modules = [(name, module) for name, module in model.named_modules() if isinstance(module, WEIGHTED)]
     hooks = [module.register_forward_pre_hook(lambda *_, name=name: note(name)) for name, module in modules]
-    training = model.training
     try:
-        model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(model):
             model(*example_inputs)
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     if not order:

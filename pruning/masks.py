@@ -33,9 +33,10 @@ class MaskedWeight(nn.Module):
 
     mask: Tensor
 
-    def __init__(self, mask: Tensor) -> None:
+    def __init__(self, mask: Tensor, position: int = 0) -> None:
         super().__init__()
         self.register_buffer("mask", mask)
+        self.position = position  # among the module's parameters, whose order optimizers go by
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight * self.mask
@@ -53,12 +54,16 @@ def attach(model: nn.Module, masks: Masks) -> None:
         ShapeError: a mask is not boolean or not of the parameter's shape.
     """
     found = {name: _checked(model, name, mask) for name, mask in masks.items()}
-    for name, mask in found.items():
+    positions = {}
+    for name in found:
         module, leaf = owner(model, name)
+        positions[name] = list(module._parameters).index(leaf) if leaf in module._parameters else 0
         tied = [other for other, tensor in _all_parameters(model) if tensor is getattr(module, leaf) and other != name]
         if tied:
             raise PlanError(f"{name!r} is the same tensor as {tied[0]!r}; tied parameters can only be masked by bake")
-        parametrize.register_parametrization(module, leaf, MaskedWeight(mask))
+    for name, mask in found.items():
+        module, leaf = owner(model, name)
+        parametrize.register_parametrization(module, leaf, MaskedWeight(mask, positions[name]))
 
 
 def set_masks(model: nn.Module, masks: Masks) -> None:
@@ -77,7 +82,7 @@ def dense_weight(model: nn.Module, name: str) -> Tensor:
     """The values behind the mask of an attached parameter, or the plain parameter; without gradient."""
     module, leaf = owner(model, name)
     if parametrize.is_parametrized(module, leaf):
-        return getattr(module.parametrizations, leaf).original.detach()  # type: ignore[no-any-return, union-attr]
+        return getattr(module.parametrizations, leaf).original.detach()
     return module.get_parameter(leaf).detach()
 
 
@@ -109,7 +114,9 @@ def bake(model: nn.Module, masks: Masks | None = None) -> nn.Module:
     for name, parametrization in _attached(baked).items():
         module, leaf = owner(baked, name)
         mask = parametrization.mask
+        _own_class(module)
         parametrize.remove_parametrizations(module, leaf, leave_parametrized=True)
+        _reorder(module, leaf, parametrization.position)
         _store(module, leaf, mask)
     for name, mask in (masks or {}).items():
         module, leaf = owner(baked, name)
@@ -202,7 +209,7 @@ def _attached(model: nn.Module) -> dict[str, MaskedWeight]:
     for path, module in model.named_modules():
         if not parametrize.is_parametrized(module):
             continue
-        for leaf, chain in module.parametrizations.items():  # type: ignore[union-attr, operator]
+        for leaf, chain in module.parametrizations.items():
             for part in chain:
                 if isinstance(part, MaskedWeight):
                     found[f"{path}.{leaf}" if path else leaf] = part
@@ -222,6 +229,25 @@ def _checked(model: nn.Module, name: str, mask: Tensor) -> Tensor:
 def _wrong_mask(name: str, mask: Tensor, wanted: Tensor) -> str:
     found = f"{mask.dtype} {tuple(mask.shape)}".removeprefix("torch.")
     return f"mask of {name!r} is {found}, must be bool {tuple(wanted.shape)}, True = kept"
+
+
+def _own_class(module: nn.Module) -> None:
+    """Give a copied parametrized module a class of its own.
+
+    torch keeps the property that computes the weight on a class made for the original; a deep copy shares that class,
+    and removing the parametrization from the copy would take the weight away from the original too.
+    """
+    old = type(module)
+    members = {key: value for key, value in vars(old).items() if key not in ("__dict__", "__weakref__")}
+    module.__class__ = type(old.__name__, old.__bases__, members)
+
+
+def _reorder(module: nn.Module, leaf: str, position: int) -> None:
+    """Put a parameter where it was before it was parametrized."""
+    names = [name for name in module._parameters if name != leaf]
+    names.insert(position, leaf)
+    for name in names:
+        module._parameters[name] = module._parameters.pop(name)
 
 
 @torch.no_grad()

@@ -185,7 +185,7 @@ def fit(
     if pruner is not None and pruner.model is not model:
         raise ConfigError("fit with a pruner trains the pruner's own copy; call fit(pruner.model, ..., pruner=pruner)")
     run = _Run(model, settings, where, pruner, teacher, distillation or Distillation())
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         torch.manual_seed(seed)
         if checkpoint is not None and checkpoint.exists():
             run.restore(checkpoints.load(checkpoint), checkpoint)
@@ -252,8 +252,8 @@ class _Run:
         score = None if heldout is None else evaluate(
             self.model, heldout, device=str(self.device), precision=self.settings.precision
         )  # fmt: skip
-        held = (None, None) if score is None else (score.loss, score.accuracy)
-        self.history.append(Epoch(done + 1, rate, mean, float(right) / len(data), *held, seconds))
+        held_loss, held_accuracy = (None, None) if score is None else (score.loss, score.accuracy)
+        self.history.append(Epoch(done + 1, rate, mean, float(right) / len(data), held_loss, held_accuracy, seconds))
         self._remember()
 
     def _step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -268,7 +268,7 @@ class _Run:
             weight = self.distillation.weight
             loss = (1 - weight) * loss + weight * self.distillation.loss(logits, answers)
         whole = loss if self.pruner is None else loss + self.pruner.loss()
-        whole.backward()  # type: ignore[no-untyped-call]
+        whole.backward()
         self.optimizer.step()
         if self.pruner is not None:
             self.pruner.step()
@@ -294,7 +294,7 @@ class _Run:
     def finish(self) -> FitResult:
         if self.best is not None:
             self.model.load_state_dict(self.best)
-        self.model.to(self.home).eval()
+        self.model.to(self.home, memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
         return FitResult(tuple(self.history), self.best_epoch, str(self.device), self.settings.precision)
 
     # ---- going on after a stop ---------------------------------------------------------------------------------------

@@ -242,7 +242,7 @@ class Layer:
         if values.get("sparsity") is not None:
             try:
                 values["sparsity"] = WeightSparsity.from_dict(values["sparsity"])
-            except ConfigError as error:
+            except (ConfigError, TypeError, OverflowError) as error:  # a list for a name, a dim beyond all memory
                 raise ConfigError(f"{where}: {error}") from error
         return cls(**values)
 

@@ -236,10 +236,11 @@ def _lstm(layer: Layer, sources: Sequence[Tensor], arrays: Arrays) -> Tensor:
 
 
 def _max_pool(layer: Layer, sources: Sequence[Tensor], arrays: Arrays) -> Tensor:
-    kernel, padding = (layer.r, layer.s), (layer.padding[0], layer.padding[2])
-    ceil = layer.attributes["ceil"]
-    found = F.max_pool2d(_image(sources[0]), kernel, layer.stride, padding, layer.dilation, ceil)
-    return found.reshape(layer.shape)
+    x, kernel, padding = _image(sources[0]), (layer.r, layer.s), (layer.padding[0], layer.padding[2])
+    if 2 * padding[0] > layer.r or 2 * padding[1] > layer.s:  # a dilated window allows more than torch does in 2-D
+        x, padding = F.pad(x, (*layer.padding[2:], *layer.padding[:2]), value=-torch.inf), (0, 0)
+    found = F.max_pool2d(x, kernel, layer.stride, padding, layer.dilation, layer.attributes["ceil"])
+    return found[:, :, : layer.p, : layer.q].reshape(layer.shape)
 
 
 def _avg_pool(layer: Layer, sources: Sequence[Tensor], arrays: Arrays) -> Tensor:

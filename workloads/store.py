@@ -166,8 +166,6 @@ def load_graph(path: Path) -> tuple[LayerGraph, dict[str, np.ndarray]]:
             raise ConfigError("has no index of weights; it was saved without them, so read it with LayerGraph.load")
         weights = load_weights(weights_folder(path), index)
         verify_weights(graph, weights)
-    except DataError:
-        raise
     except CodesignError as error:
         raise type(error)(f"{path}: {error}") from error
     return graph, weights
@@ -244,8 +242,10 @@ def check_safetensors(path: Path) -> None:
     header = int.from_bytes(start[:8], "little")
     if len(start) == 9 and start[8:] == b"{" and header <= size - 8:
         return
-    # The first byte of a safetensors file, the low byte of its header's length, may well be 0x80 too.
-    is_pickle = start.startswith(ZIP_START) or (start.startswith(PICKLE_START) and any(start[4:8]))
+    # The first bytes of a safetensors file, the low bytes of its header's length, may look like a pickle's too; but
+    # its upper bytes are 0, and a pickle goes on with opcodes: protocol 4 and later with 0x95.
+    is_pickle = start.startswith(ZIP_START)
+    is_pickle |= start.startswith(PICKLE_START) and (start[2:3] == b"\x95" or any(start[4:8]))
     if is_pickle or path.suffix.lower() in PICKLE_SUFFIXES:
         hint = "store it with safetensors.torch.save_file"
         raise DataError(f"{path}: a pickle, which can run code when it is read; only safetensors are read: {hint}")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning import masks
-from pruning.granularity import GRANULARITIES, keep_best, kept_count, mask
+from pruning.granularity import GRANULARITIES, mask
 from pruning.layers import prunable_weights
 from pruning.methods.base import Inputs, Pruner, register
 from pruning.schedule import CubicSchedule
@@ -34,19 +34,25 @@ def magnitude_masks(
         scope: "layer" ranks inside each weight, "global" ranks the single weights of all `names` against each other.
 
     Raises:
-        PlanError: scope "global" with another granularity than "weight" or with densities by name.
+        PlanError: a density out of range, or what `check_scope` refuses.
     """
+    check_scope(density, granularity, scope)
     weights = {name: masks.dense_weight(model, name) for name in names}
     if scope == "layer":
         shares = dict(density) if isinstance(density, Mapping) else dict.fromkeys(names, density)
         return {name: mask(weight, shares[name], granularity) for name, weight in weights.items() if name in shares}
-    if isinstance(density, Mapping) or granularity != "weight":
-        raise PlanError("scope 'global' ranks single weights by one density; use scope 'layer' for anything else")
-    if not 0 < density <= 1:
-        raise PlanError(f"density {density}, must be above 0 and at most 1")
-    ranked = torch.cat([weight.abs().flatten() for weight in weights.values()])
-    parts = keep_best(ranked, kept_count(len(ranked), density)).split([weight.numel() for weight in weights.values()])
+    assert not isinstance(density, Mapping)
+    ranked = torch.cat([weight.flatten() for weight in weights.values()])
+    parts = mask(ranked[None], density, "weight")[0].split([weight.numel() for weight in weights.values()])
     return {name: part.view(weights[name].shape) for name, part in zip(weights, parts, strict=True)}
+
+
+def check_scope(density: Densities, granularity: str, scope: str) -> None:
+    """Raise a PlanError for scope "global" with other groups than single weights or with densities by name."""
+    if scope not in ("layer", "global"):
+        raise unknown_name("scope", scope, ("layer", "global"))
+    if scope == "global" and (isinstance(density, Mapping) or granularity != "weight"):
+        raise PlanError("scope 'global' ranks single weights by one density; use scope 'layer' for anything else")
 
 
 class _Magnitude(Pruner):
@@ -83,8 +89,7 @@ class _Magnitude(Pruner):
         super().__init__(model, total_steps)
         if granularity not in GRANULARITIES:
             raise unknown_name("granularity", granularity, GRANULARITIES)
-        if scope not in ("layer", "global"):
-            raise unknown_name("scope", scope, ("layer", "global"))
+        check_scope(density, granularity, scope)
         layers = prunable_weights(self.model, example_inputs)
         for name in (*keep, *(density if isinstance(density, Mapping) else ())):
             if name not in layers:

@@ -1,9 +1,13 @@
 """Small layers and graphs for tests, with dims that follow from shapes."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 from workloads.graph import Layer, LayerGraph, Op
+from workloads.verify import array_shapes
 
 Pair = tuple[int, int]
 
@@ -116,3 +120,10 @@ def residual() -> LayerGraph:
     flat = plain(Op.RESHAPE, (1, 4), pool, name="flat")
     fc = linear(flat, 10, name="fc", bias="fc.bias", source_bias=True)
     return graph(x, a, b, add, pool, flat, fc)
+
+
+def arrays_of(layers: Iterable[Layer], seed: int = 1) -> dict[str, np.ndarray]:
+    """Random float32 arrays for every key that the layers name."""
+    rng = np.random.default_rng(seed)
+    shapes = {key: allowed[0] for layer in layers for key, allowed in array_shapes(layer).items()}
+    return {key: rng.normal(size=shape).astype(np.float32) for key, shape in shapes.items()}

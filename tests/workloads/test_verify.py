@@ -1,8 +1,12 @@
 """The verifier: a table of broken graphs with the line that each one gets, and proof that whole ones pass."""
 
+import copy
 import dataclasses
+import functools
+import operator
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,7 +26,7 @@ from tests.workloads.builders import (
     window,
 )
 from workloads.activations import ACTIVATIONS, parse_activation
-from workloads.errors import ConfigError, DataError, ShapeError
+from workloads.errors import CodesignError, ConfigError, DataError, ShapeError
 from workloads.graph import KIND, Kind, Layer, LayerGraph, Op
 from workloads.op_rules import ATTRIBUTE_TYPES, RULES
 from workloads.sparsity import WeightSparsity
@@ -137,7 +141,7 @@ BROKEN: list[tuple[tuple[Layer, ...], str]] = [
     # names and edges
     ((x, dataclasses.replace(y, name="")), "layer '' (conv): has no name; every layer needs one"),
     ((x, y, y), "the name is used twice; names must be unique"),
-    ((y, x), "input 'x' does not come before it; order the layers so that it does"),
+    ((y, x), "layer 'y' (conv): input 'x' does not come before it; order the layers so that it does"),
     ((x, dataclasses.replace(y, inputs=("z",))), "input 'z' is no layer"),
     ((x, dataclasses.replace(y, inputs=("y",))), "input 'y' does not come before it"),
     ((x, dataclasses.replace(y, inputs=())), "number of inputs is 0, must be 1"),
@@ -154,7 +158,7 @@ BROKEN: list[tuple[tuple[Layer, ...], str]] = [
     ((x, dataclasses.replace(y, padding=(0, 0, 0, 2**31))), "padding is (0, 0, 0, 2147483648), must be"),
     ((x, dataclasses.replace(y, padding=(-1, 0, 0, 0))), "padding is (-1, 0, 0, 0), must be >= 0; crop"),
     ((x, dataclasses.replace(y, shape=())), "shape is (), needs at least the batch"),
-    ((dataclasses.replace(x, shape=(2**31 - 1,) * 2, channel_axis=0),), "layer 'x' (input): has more than 2**53 elements"),
+    ((dataclasses.replace(x, shape=(2**31 - 1,) * 2, channel_axis=0),), "layer 'x' (input): has more than 2**53"),
     ((x, dataclasses.replace(y, channel_axis=4)), "channel_axis is 4, must be 0..3"),
     ((x, dataclasses.replace(y, channel_axis=-1)), "channel_axis is -1, must be 0..3"),
     ((dataclasses.replace(x, n=1),), "layer 'x' (input): n x k x p x q is 1 x 4 x 8 x 6, must be 384, the elements of"),
@@ -315,6 +319,58 @@ def test_no_changed_shape_goes_unnoticed(op: Op) -> None:
             continue  # a new leading dim may have any size
         with pytest.raises(ShapeError):
             graph(*broken(op, shape=shape))
+
+
+JUNK = [
+    None,
+    True,
+    0,
+    1,
+    -1,
+    3,
+    10**12,
+    10**30,
+    1.5,
+    float("nan"),
+    "",
+    "x",
+    "relu",
+    [],
+    [1],
+    [0, 1],
+    [[1]],
+    {},
+    {"a": 1},
+]
+
+
+def places(value: Any, path: tuple = ()) -> Iterator[tuple]:
+    """Paths to everything inside a JSON value."""
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        yield (*path, key)
+        yield from places(child, (*path, key))
+
+
+def test_damaged_json_is_whole_or_refused_in_one_line() -> None:
+    rng = random.Random(0)
+    nets = [graph(*layers) for layers in WHOLE.values()]
+    nets.append(graph(IMAGE, dataclasses.replace(y, sparsity=WeightSparsity.from_density((8, 4, 3, 3), 0.5))))
+    nets.append(graph(IMAGE, dataclasses.replace(y, sparsity=WeightSparsity.from_mask(np.ones((8, 4, 3, 3), bool)))))
+    refused = 0
+    for _ in range(3000):
+        data = rng.choice(nets).to_dict()
+        *path, last = rng.choice(list(places(data)))
+        functools.reduce(operator.getitem, path, data)[last] = copy.deepcopy(rng.choice(JUNK))
+        try:
+            net = LayerGraph.from_dict(data)
+        except CodesignError as error:
+            assert "\n" not in str(error)
+            refused += 1
+        else:  # whatever is let in can be priced and written
+            assert len(net.columns) == len(net.liveness) == len(net.topology.first)
+            assert LayerGraph.from_dict(net.to_dict()) == net
+    assert 2000 < refused < 3000
 
 
 # ---- activations ----------------------------------------------------------------------------------------------------

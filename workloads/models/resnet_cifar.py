@@ -58,6 +58,23 @@ ENTRIES: dict[str, dict[str, object]] = {
 }
 
 
+class PaddedShortcut(nn.Module):
+    """(n, c, h, w) -> (n, k, h / stride, w / stride): every stride-th pixel, zero channels before and after.
+
+    The counts are attributes, so that pruning can change them: `channels_before`, `channels_after`.
+    """
+
+    def __init__(self, c: int, k: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.channels_before = (k - c) // 2
+        self.channels_after = k - c - self.channels_before
+
+    def forward(self, x: Tensor) -> Tensor:
+        picked = x[:, :, :: self.stride, :: self.stride]
+        return F.pad(picked, (0, 0, 0, 0, self.channels_before, self.channels_after))
+
+
 class BasicBlock(nn.Module):
     """(n, c, h, w) -> (n, k, h / stride, w / stride)."""
 
@@ -65,17 +82,11 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1, self.bn1 = conv_bn(c, k, 3, stride)
         self.conv2, self.bn2 = conv_bn(k, k, 3)
-        self.stride, self.added_channels = stride, k - c
+        self.shortcut = nn.Identity() if stride == 1 and k == c else PaddedShortcut(c, k, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(y)) + self._shortcut(x))
-
-    def _shortcut(self, x: Tensor) -> Tensor:
-        if self.stride == 1 and not self.added_channels:
-            return x
-        half = self.added_channels // 2
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, self.added_channels - half))
+        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
 
 class CifarResNet(nn.Module):

@@ -1,0 +1,505 @@
+"""The main job: from a trained network, a machine and a budget to a smaller network, tested once, with a report.
+
+    lower -> rank channels -> sensitivity (held-out training images) -> price table -> exact solver and NSGA-II
+          -> accuracy of a few candidates of the front (held-out) -> pick -> fine-tune -> test accuracy, once -> report
+
+Each phase is one file of the study's folder, so that a killed run resumes after its last finished phase (fine-tuning
+resumes after its last epoch). Every number that is shown comes from these files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from accel_models import SimulationResult, Target, target
+from codesign.budgets import parse_budgets, show
+from codesign.search import Front, search
+from codesign.show import console
+from codesign.solve import PriceTable, Solution
+from codesign.space import Space, channel_variables, price_table, weight_variables
+from codesign.study import Study, write_json
+from workloads.channels import analyze
+from workloads.errors import ConfigError, PlanError
+from workloads.graph import LayerGraph
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from torch import Tensor, nn
+
+    from pruning.plan import PruningPlan
+    from pruning.sensitivity import Sensitivity
+    from workloads.data import ImageData
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Everything that decides a search's result; two runs of equal configurations give equal files.
+
+    Attributes:
+        model, data, target: names. weights: a safetensors file; None takes the zoo's known weights.
+        budgets: texts, `latency=0.7x`. The first one's metric is the front's cost axis.
+        epochs, rate: of fine-tuning the pick.
+        densities, granularity: weight densities to offer per layer; none by default.
+        keep: channel groups to leave alone. multiple: offer multiples of this; None takes the target's.
+        options: per channel group at the most.
+        images: held-out training images for sensitivity and for the front's accuracy.
+        measured: candidates of the front whose accuracy is measured. generations: of NSGA-II.
+    """
+
+    model: str
+    data: str
+    target: str
+    budgets: tuple[str, ...]
+    weights: str | None = None
+    epochs: int = 2
+    rate: float = 0.05
+    densities: tuple[float, ...] = ()
+    granularity: str = "weight"
+    keep: tuple[str, ...] = ()
+    multiple: int | None = None
+    options: int = 8
+    images: int = 1000
+    measured: int = 6
+    generations: int = 60
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SearchConfig:
+        """The inverse of `to_dict`, lists as tuples."""
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished search gives.
+
+    Attributes:
+        plan, model: what was pruned, and the fine-tuned smaller network.
+        dense, pruned: prices on the target. budgets: in SI units, by metric.
+        met: every budget is kept by the simulated pruned graph.
+        accuracies: dense and pruned, held out and test, fractions.
+        folder, report: where everything lies.
+    """
+
+    plan: PruningPlan
+    model: nn.Module
+    dense: SimulationResult
+    pruned: SimulationResult
+    budgets: Mapping[str, float]
+    met: bool
+    accuracies: Mapping[str, float]
+    folder: Path
+    report: Path
+
+
+def run(config: SearchConfig, folder: Path, *, device: str = "auto", overwrite: bool = False) -> Outcome:
+    """Run or resume the whole job.
+
+    Raises:
+        CodesignError: bad names, data, weights, folder, or a budget that no candidate keeps.
+    """
+    check(config)
+    study = Study.create(folder, config.to_dict(), overwrite)
+    return Job(config, study, device, console()).run()
+
+
+def check(config: SearchConfig) -> None:
+    """Refuse what can be refused before anything is written or computed."""
+    from pruning.granularity import GRANULARITIES
+    from workloads.data import data_sets
+    from workloads.errors import unknown_name
+    from workloads.models import find
+
+    find(config.model)
+    target(config.target)
+    if config.data not in data_sets():
+        raise unknown_name("data set", config.data, data_sets())
+    if config.granularity not in GRANULARITIES:
+        raise unknown_name("granularity", config.granularity, GRANULARITIES)
+    if bad := [d for d in config.densities if not 0 < d <= 1]:
+        raise ConfigError(f"--density {bad[0]}: must be above 0 and at most 1")
+    if not config.budgets:
+        raise ConfigError("a search needs a budget, e.g. --budget latency=0.7x")
+    parse_budgets(config.budgets, dict.fromkeys(("latency", "energy", "macs", "size"), 1.0))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a search: its parts are computed at first use and kept."""
+
+    config: SearchConfig
+    study: Study
+    device: str
+    screen: Console
+
+    # ---- what it works on ------------------------------------------------------------------------------------------
+
+    @cached_property
+    def dense_model(self) -> nn.Module:
+        from workloads.models import build
+
+        weights = Path(self.config.weights) if self.config.weights else None
+        return build(self.config.model, weights=weights, pretrained=weights is None)
+
+    @cached_property
+    def example(self) -> tuple[Tensor, ...]:
+        from workloads.models import example_input
+
+        return (example_input(self.config.model),)
+
+    def images(self, split: str) -> ImageData:
+        from workloads.data import load
+        from workloads.models import find
+
+        return load(self.config.data, split, preprocessing=find(self.config.model).preprocessing)
+
+    @cached_property
+    def heldout(self) -> ImageData:
+        """The held-out training images that choices are made on."""
+        whole = self.images("heldout")
+        return whole.take(min(self.config.images, len(whole)))
+
+    @cached_property
+    def machine(self) -> Target:
+        return target(self.config.target)
+
+    def lowered(self, model: nn.Module) -> LayerGraph:
+        """A model's graph with the activation zeros of 32 held-out images, in the machine's precision."""
+        from workloads.lowering import lower
+
+        batch = (self.heldout.tensor(slice(0, 32)),)
+        return self.machine.native(lower(model, self.example, calibration=batch, name=self.config.model))
+
+    @cached_property
+    def graph(self) -> LayerGraph:
+        return self.lowered(self.dense_model)
+
+    @cached_property
+    def dense(self) -> SimulationResult:
+        return self.machine.simulate(self.graph)
+
+    @cached_property
+    def budgets(self) -> dict[str, float]:
+        """In SI units."""
+        table = price_table(dataclasses.replace(self.space, variables=()), self.machine, {})
+        return parse_budgets(self.config.budgets, table.constant)
+
+    @cached_property
+    def space(self) -> Space:
+        """What may be chosen, with the real mask of every weights option."""
+        analysis = analyze(self.graph)
+        multiple = self.config.multiple or self.machine.channel_multiple
+        channels = channel_variables(analysis, multiple, self.config.keep, self.config.options)
+        weights = weight_variables(self.graph, self.config.densities, self.config.granularity)
+        space = Space(self.graph, analysis, (*channels, *(weights if self.config.densities else ())))
+        if not space.variables:
+            raise PlanError(f"nothing can be chosen: no channel group of {self.config.model} has several counts to offer")
+        return dataclasses.replace(space, masks=self._masks(space))
+
+    def _masks(self, space: Space) -> dict[tuple[str, int], Any]:
+        from pruning.plan import magnitude_masks
+
+        wanted = {
+            (variable.of, i): (option.density, option.granularity)
+            for variable in space.variables
+            if variable.kind == "weights"
+            for i, option in enumerate(variable.options)
+            if i
+        }
+        return magnitude_masks(self.dense_model, self.graph, wanted) if wanted else {}
+
+    # ---- phases ----------------------------------------------------------------------------------------------------
+
+    def run(self) -> Outcome:
+        """All phases, each skipped if its file is there."""
+        say = self.screen.print
+        say(f"{self.config.model} on {self.machine.spec.title}: {_cost_line(self.dense)}")
+        sensitivity = self._sensitivity()
+        front = self._search(sensitivity)
+        say(f"search: {front}")
+        accuracies, plan = self._pick(front, sensitivity)
+        say(f"pick: {accuracies['pick_heldout']:.2%} on held-out images before fine-tuning "
+            f"(dense {accuracies['dense_heldout']:.2%})")  # fmt: skip
+        say(str(plan))
+        model, tuned = self._finetune(plan)
+        tested = self._test(model)
+        pruned = self.machine.simulate(self.lowered(model))
+        outcome = self._outcome(plan, model, pruned, {**accuracies, **tuned, **tested})
+        self._tell(outcome)
+        return outcome
+
+    def _sensitivity(self) -> Sensitivity:
+        from pruning.sensitivity import Sensitivity, measure
+
+        return self.study.phase(
+            "sensitivity",
+            lambda: measure(
+                self.dense_model, self.space.analysis, self._options(), self.heldout, masks=self._named_masks(),
+                device=self.device,
+            ),
+            lambda found: found.to_dict(),
+            Sensitivity.from_dict,
+        )  # fmt: skip
+
+    def _options(self) -> dict[str, tuple[int, ...]]:
+        """Counts to measure by channel group."""
+        return {
+            variable.of: tuple(option.count for option in variable.options)
+            for variable in self.space.variables
+            if variable.kind == "channels"
+        }
+
+    def _named_masks(self) -> dict[str, tuple[Any, ...]]:
+        """Masks to measure by layer, the first (dense) option left out."""
+        return {
+            variable.of: tuple(self.space.masks[variable.of, i] for i in range(1, len(variable.options)))
+            for variable in self.space.variables
+            if variable.kind == "weights"
+        }
+
+    def _search(self, sensitivity: Sensitivity) -> Front:
+        def explore() -> Front:
+            table = price_table(self.space, self.machine, self._losses(sensitivity))
+            with _progress(self.screen, "searching") as tick:
+                return search(
+                    table, self.budgets, generations=self.config.generations, seed=self.config.seed, progress=tick
+                )
+
+        return self.study.phase("front", explore, _front_to_dict, _front_from_dict)
+
+    def _losses(self, sensitivity: Sensitivity) -> dict[str, np.ndarray]:
+        """Expected loss of every option by variable name, never below zero: a gain on few images is noise."""
+        return {v.name: np.maximum(np.asarray(sensitivity.loss[v.name], float), 0.0) for v in self.space.variables}
+
+    def _pick(self, front: Front, sensitivity: Sensitivity) -> tuple[dict[str, float], PruningPlan]:
+        """Measure candidates of the front that keep the budget on the real pruned graph; take the most accurate."""
+        from pruning.plan import PruningPlan
+
+        stored = self.study.phase("pick", lambda: self._measure(front, sensitivity), lambda x: x, lambda x: x)
+        plan = PruningPlan.from_dict(stored["plan"])
+        if not self.study.has("plan"):
+            plan.save(self.study.path("plan"))
+        return {name: stored[name] for name in ("dense_heldout", "pick_heldout")}, plan
+
+    def _measure(self, front: Front, sensitivity: Sensitivity) -> dict[str, Any]:
+        from pruning.training import accuracy
+
+        found: list[dict[str, Any]] = []
+        with _progress(self.screen, "measuring candidates") as tick:
+            for choice in self._candidates(front):
+                plan = self.plan(choice, sensitivity)
+                model = plan.apply(self.dense_model, self.example)
+                cost = self._costs(self.machine.simulate(self.lowered(model)), model)
+                keeps = all(cost[name] <= budget * (1 + 1e-9) for name, budget in self.budgets.items())
+                found.append(
+                    {
+                        "choice": [int(i) for i in choice],
+                        "costs": cost,
+                        "feasible": keeps,
+                        "heldout": accuracy(model, self.heldout),
+                        "plan": plan.to_dict(),
+                    }
+                )
+                tick(len(found), self.config.measured)
+                if sum(item["feasible"] for item in found) >= self.config.measured:
+                    break
+        usable = [item for item in found if item["feasible"]]
+        if not usable:
+            least = min(found, key=lambda item: item["costs"][front.metric])
+            raise PlanError(
+                f"no candidate keeps the budget once its real masks are priced: {front.metric} reaches "
+                f"{show(front.metric, least['costs'][front.metric])}; raise the budget slightly"
+            )
+        best = max(usable, key=lambda item: item["heldout"])
+        return {
+            "dense_heldout": accuracy(self.dense_model, self.heldout),
+            "pick_heldout": best["heldout"],
+            "choice": best["choice"],
+            "plan": best["plan"],
+            "measured": [{key: item[key] for key in ("choice", "costs", "feasible", "heldout")} for item in found],
+        }
+
+    def _candidates(self, front: Front) -> list[np.ndarray]:
+        """Feasible candidates by expected loss, the exact solution first; no two alike."""
+        order = np.flatnonzero(front.feasible)
+        order = order[np.lexsort((front.costs[front.metric][order], front.loss[order]))]
+        best = np.array(front.exact.choices)
+        rest = [front.choices[i] for i in order if not np.array_equal(front.choices[i], best)]
+        return [best, *rest[: 4 * self.config.measured]]
+
+    def _costs(self, result: SimulationResult, model: nn.Module) -> dict[str, float]:
+        """By metric, of a real pruned graph."""
+        space = Space(graph := self.lowered(model), analyze(graph), ())
+        table = price_table(space, self.machine, {})
+        return {**table.constant, "latency": result.latency_s, "energy": result.energy_j}
+
+    def plan(self, choice: Sequence[int], sensitivity: Sensitivity) -> PruningPlan:
+        """A candidate as a plan: which channels stay, which weights."""
+        from pruning.plan import make_plan
+
+        counts: dict[str, int] = {}
+        masks: dict[str, Any] = {}
+        for variable, i in zip(self.space.variables, choice, strict=True):
+            if i and variable.kind == "channels":
+                counts[variable.of] = variable.options[i].count
+            elif i:
+                masks[variable.of] = self.space.masks[variable.of, int(i)]
+        return make_plan(self.config.model, self.space.analysis, counts, sensitivity.ranking, masks)
+
+    def _finetune(self, plan: PruningPlan) -> tuple[nn.Module, dict[str, float]]:
+        """The pruned network after fine-tuning, from its file if it is there."""
+        from pruning.training import accuracy, fit
+        from workloads.models.weights import load_weights, save_weights
+
+        model = plan.apply(self.dense_model, self.example)
+        path = self.study.folder / "model.safetensors"
+
+        def tune() -> dict[str, float]:
+            if self.config.epochs:
+                fit(
+                    model, self.images("train"), self.config.epochs, self.config.rate, heldout=self.heldout,
+                    teacher=self.dense_model, device=self.device, seed=self.config.seed,
+                    checkpoint=self.study.folder / "training.pt",
+                )  # fmt: skip
+            save_weights(model, path)
+            return {"tuned_heldout": accuracy(model, self.heldout)}
+
+        tuned = self.study.phase("finetune", tune, dict, dict)
+        load_weights(model, path)
+        return model, tuned
+
+    def _test(self, model: nn.Module) -> dict[str, float]:
+        """Test accuracy, measured once, here."""
+        from pruning.training import accuracy
+
+        def test() -> dict[str, float]:
+            images = self.images("test")
+            return {"dense_test": accuracy(self.dense_model, images), "test": accuracy(model, images)}
+
+        return self.study.phase("test", test, dict, dict)
+
+    def _outcome(
+        self, plan: PruningPlan, model: nn.Module, pruned: SimulationResult, accuracies: Mapping[str, float]
+    ) -> Outcome:
+        costs = self._costs(pruned, model)
+        met = all(costs[name] <= budget * (1 + 1e-9) for name, budget in self.budgets.items())
+        write_json(
+            self.study.path("result"),
+            {
+                "dense": self.dense.to_dict(),
+                "pruned": pruned.to_dict(),
+                "costs": costs,
+                "budgets": self.budgets,
+                "met": met,
+                "accuracies": dict(accuracies),
+            },
+        )
+        report = write_study_report(self.study)
+        return Outcome(plan, model, self.dense, pruned, self.budgets, met, accuracies, self.study.folder, report)
+
+    def _tell(self, outcome: Outcome) -> None:
+        say = self.screen.print
+        dense, pruned, accuracies = outcome.dense, outcome.pruned, outcome.accuracies
+        say(f"dense : {_cost_line(dense)}, test accuracy {accuracies['dense_test']:.2%}")
+        say(f"pruned: {_cost_line(pruned)}, test accuracy {accuracies['test']:.2%}")
+        ratio = pruned.latency_s / dense.latency_s
+        say(f"latency {ratio:.3f}x of dense, energy {pruned.energy_j / dense.energy_j:.3f}x; "
+            f"budget {', '.join(self.config.budgets)} {'kept' if outcome.met else 'NOT kept'}")  # fmt: skip
+        say(f"report: {outcome.report}")
+
+
+def write_study_report(study: Study) -> Path:
+    """The HTML report of a finished study, from its files alone."""
+    from codesign.report import study_record
+    from reports.html import write_report
+
+    return write_report(study.folder, study_record(study))
+
+
+def load_outcome(folder: Path) -> Outcome:
+    """A finished study, reloaded: the plan, the fine-tuned network and every number.
+
+    Raises:
+        ConfigError: the folder holds no finished study.
+    """
+    study = Study.open(folder)
+    config = SearchConfig.from_dict(study.config)
+    if not study.has("result"):
+        raise ConfigError(f"{folder}: the study is not finished; run the same search again to resume it")
+    from pruning.plan import PruningPlan
+
+    job, stored = Job(config, study, "cpu", console()), study.read("result")
+    plan = PruningPlan.load(study.path("plan"))
+    model, _ = job._finetune(plan)
+    return Outcome(
+        plan,
+        model,
+        SimulationResult.from_dict(stored["dense"]),
+        SimulationResult.from_dict(stored["pruned"]),
+        stored["budgets"],
+        stored["met"],
+        stored["accuracies"],
+        folder,
+        folder / "report.html",
+    )
+
+
+def _front_to_dict(front: Front) -> dict[str, Any]:
+    return {
+        "metric": front.metric,
+        "budgets": dict(front.budgets),
+        "choices": front.choices.tolist(),
+        "loss": front.loss.tolist(),
+        "costs": {name: values.tolist() for name, values in front.costs.items()},
+        "feasible": front.feasible.tolist(),
+        "optimal": front.optimal.tolist(),
+        "exact": dataclasses.asdict(front.exact),
+    }
+
+
+def _front_from_dict(data: Mapping[str, Any]) -> Front:
+    exact = {**data["exact"], "choices": tuple(data["exact"]["choices"]), "binding": tuple(data["exact"]["binding"])}
+    return Front(
+        data["metric"],
+        data["budgets"],
+        np.array(data["choices"], int),
+        np.array(data["loss"]),
+        {name: np.array(values) for name, values in data["costs"].items()},
+        np.array(data["feasible"], bool),
+        np.array(data["optimal"], bool),
+        Solution(**exact),
+    )
+
+
+def _cost_line(result: SimulationResult) -> str:
+    return f"{show('latency', result.latency_s)}, {show('energy', result.energy_j)}, {result.macs / 1e6:.2f} M MACs"
+
+
+class _progress:
+    """A progress bar that is called with (done, total)."""
+
+    def __init__(self, screen: Console, title: str) -> None:
+        from rich.progress import Progress
+
+        self._bar, self._title = Progress(console=screen, transient=True), title
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        self._bar.start()
+        task = self._bar.add_task(self._title)
+        return lambda done, total: self._bar.update(task, completed=done, total=total)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+
+__all__ = ["Outcome", "PriceTable", "SearchConfig", "load_outcome", "run", "write_study_report"]

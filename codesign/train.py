@@ -1,0 +1,43 @@
+"""`codesign train`: a network of the zoo on a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from codesign.show import console
+from workloads.errors import ConfigError
+
+
+def train_model(
+    name: str, data: str, out: Path, *, epochs: int, rate: float, weights: Path | None, seed: int, device: str
+) -> None:
+    """Train, keep the epoch that is best on held-out images, write the weights, print the test accuracy.
+
+    A checkpoint beside `out` lets an interrupted run resume.
+
+    Raises:
+        CodesignError: bad names or options, missing data, an output that cannot be written.
+    """
+    from pruning.training import accuracy, fit
+    from workloads.data import load
+    from workloads.models import build, find
+    from workloads.models.weights import save_weights
+
+    if out.suffix != ".safetensors":
+        raise ConfigError(f"--out {out}: must end in .safetensors")
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: the folder {out.parent} does not exist")
+    if epochs < 1:
+        raise ConfigError("--epochs 0: training needs at least one")
+    preprocessing = find(name).preprocessing
+    images = {split: load(data, split, preprocessing=preprocessing) for split in ("train", "heldout", "test")}
+    model = build(name, num_classes=images["train"].num_classes, weights=weights, seed=seed)
+    checkpoint = out.with_suffix(".training.pt")
+    result = fit(
+        model, images["train"], epochs, rate, heldout=images["heldout"], device=device, seed=seed, checkpoint=checkpoint
+    )
+    save_weights(model, out)
+    checkpoint.unlink(missing_ok=True)
+    screen = console()
+    screen.print(str(result))
+    screen.print(f"test accuracy {accuracy(model, images['test']):.2%} on {len(images['test']):,} images; weights: {out}")

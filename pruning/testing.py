@@ -1,0 +1,162 @@
+"""The contract of a pruning method, as a test class that any package can run on its own methods.
+
+    class TestMine(PrunerContract):
+        @pytest.fixture
+        def prune(self): return functools.partial(MyPruner, strength=0.1)
+
+`prune(model, example_inputs, total_steps=...)` makes the pruner. The laws hold for every method: the user's model is
+untouched, the added loss is one number, what comes out is sparse, plain and baked, and a training that was stopped
+and taken up again ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pruning import masks
+from pruning.methods.base import Pruner
+
+Prune = Callable[..., Pruner]
+STEPS = 8
+
+
+class SmallNet(nn.Module):
+    """(n, 3, 8, 8) -> (n, 4): a stem, a residual block with batch norms, a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.conv1, self.norm1 = nn.Conv2d(8, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12)
+        self.conv2, self.norm2 = nn.Conv2d(12, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.stem(x)))
+        y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        return self.head(F.relu(x + y).mean((2, 3)))
+
+
+def small_net(seed: int = 0) -> SmallNet:
+    """The network that the contract prunes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return SmallNet()
+
+
+def batches(count: int, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
+    """Random pictures with labels."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (torch.randn(16, 3, 8, 8, generator=generator), torch.randint(0, 4, (16,), generator=generator))
+        for _ in range(count)
+    ]
+
+
+class Loop:
+    """The user's own training loop, which can be stopped and taken up again."""
+
+    def __init__(self, pruner: Pruner) -> None:
+        self.pruner = pruner
+        self.optimizer = torch.optim.SGD(pruner.model.parameters(), 0.05, momentum=0.9, weight_decay=1e-3)
+
+    def run(self, data: list[tuple[Tensor, Tensor]]) -> list[float]:
+        losses = []
+        for x, y in data:
+            self.optimizer.zero_grad()
+            loss = F.cross_entropy(self.pruner.model(x), y) + self.pruner.loss()
+            loss.backward()
+            self.optimizer.step()
+            self.pruner.step()
+            losses.append(loss.item())
+        return losses
+
+    def state(self) -> dict[str, Any]:
+        model, optimizer, pruner = self.pruner.model.state_dict(), self.optimizer.state_dict(), self.pruner.state_dict()
+        return copy.deepcopy({"model": model, "optimizer": optimizer, "pruner": pruner})
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.pruner.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.pruner.load_state_dict(state["pruner"])
+
+
+class PrunerContract:
+    """Laws of every method; subclass it with a `prune` fixture."""
+
+    def make(self, prune: Prune, seed: int = 0) -> Pruner:
+        model = small_net(seed).train()
+        return prune(model, (torch.zeros(2, 3, 8, 8),), total_steps=STEPS)
+
+    def test_the_users_model_is_untouched(self, prune: Prune) -> None:
+        model = small_net().train()
+        before = copy.deepcopy(model.state_dict())
+        pruner = prune(model, (torch.zeros(2, 3, 8, 8),), total_steps=STEPS)
+        Loop(pruner).run(batches(2))
+        assert pruner.model is not model
+        assert same(model.state_dict(), before)
+        assert model.training
+        assert not masks.masks_of(model)
+
+    def test_the_loss_is_a_finite_scalar(self, prune: Prune) -> None:
+        loss = self.make(prune).loss()
+        assert loss.shape == ()
+        assert torch.isfinite(loss)
+
+    def test_the_prepared_copy_keeps_the_mode_and_answers(self, prune: Prune) -> None:
+        pruner = self.make(prune)
+        assert pruner.model.training
+        assert pruner.model(batches(1)[0][0]).shape == (16, 4)
+
+    def test_steps_are_counted(self, prune: Prune) -> None:
+        pruner = self.make(prune)
+        Loop(pruner).run(batches(3))
+        assert pruner.steps_done == 3
+
+    def test_finalize_bakes(self, prune: Prune) -> None:
+        pruner = self.make(prune)
+        Loop(pruner).run(batches(STEPS))
+        baked = pruner.finalize()
+        found = masks.masks_of(baked)
+        assert found, "nothing carries a mask"
+        assert masks.density(found.values()) < 1, "nothing was removed"
+        for name, mask in found.items():
+            assert baked.get_parameter(name)[~mask].count_nonzero() == 0
+        assert [name for name, _ in baked.named_parameters()] == [name for name, _ in small_net().named_parameters()]
+        torch.export.export(baked.eval(), (batches(1)[0][0],))
+
+    def test_finalize_answers_as_the_trained_copy_does(self, prune: Prune) -> None:
+        pruner = self.make(prune)
+        Loop(pruner).run(batches(STEPS))
+        x = batches(1)[0][0]
+        torch.testing.assert_close(pruner.finalize().eval()(x), pruner.model.eval()(x))
+
+    def test_stopped_and_taken_up_again_is_the_same(self, prune: Prune) -> None:
+        data = batches(STEPS)
+        whole = Loop(self.make(prune))
+        losses = whole.run(data)
+        first = Loop(self.make(prune))
+        first.run(data[: STEPS // 2])
+        state = first.state()
+        second = Loop(self.make(prune, seed=1))
+        second.restore(state)
+        assert second.run(data[STEPS // 2 :]) == losses[STEPS // 2 :]
+        assert same(second.pruner.finalize().state_dict(), whole.pruner.finalize().state_dict())
+
+    def test_the_same_seed_gives_the_same_bytes(self, prune: Prune) -> None:
+        states = []
+        for _ in range(2):
+            loop = Loop(self.make(prune))
+            loop.run(batches(STEPS))
+            states.append(loop.pruner.finalize().state_dict())
+        assert same(states[0], states[1])
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Equal names in equal order, equal bytes."""
+    return list(one) == list(other) and all(torch.equal(tensor, other[name]) for name, tensor in one.items())

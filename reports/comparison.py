@@ -1,0 +1,287 @@
+"""Two questions, answered from `SimulationResult`s alone: what did pruning change, and which machine runs it best.
+
+`compare` puts one network before and after pruning side by side on one machine, layer by layer, with the reason why a
+layer did not get faster. `compare_targets` puts one network on several machines side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+from accel_models.result import LayerPrice, SimulationResult, describe_error
+from accel_models.validation import ErrorBar
+from reports.codec import Record
+from reports.reasons import SAME, Pair, why_not_faster
+from workloads.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """One layer before and after; one side is None where the layer exists on the other only.
+
+    Attributes:
+        why: why it got no faster, or by less than half of what was removed; "" if it did.
+    """
+
+    name: str
+    before: LayerPrice | None
+    after: LayerPrice | None
+    why: str = ""
+
+    @property
+    def any(self) -> LayerPrice:
+        """The side that exists, for what both share."""
+        side = self.before or self.after
+        assert side is not None
+        return side
+
+    @property
+    def speedup(self) -> float | None:
+        """Before over after; None where one side takes no time or does not exist."""
+        if self.before is None or self.after is None or not self.after.cycles or not self.before.cycles:
+            return None
+        return self.before.cycles / self.after.cycles
+
+    @property
+    def costs_time(self) -> bool:
+        return any(side is not None and side.cycles > 0 for side in (self.before, self.after))
+
+    @property
+    def has_shrunk(self) -> bool:
+        """Channels or weights were removed from it."""
+        return self.before is not None and (self.after is None or Pair(self.before, self.after).has_shrunk)
+
+    @property
+    def is_faster(self) -> bool:
+        """By more than what counts as no change; a layer that is gone is."""
+        if self.before is None or self.after is None:
+            return self.after is None
+        return self.after.cycles < (1 - SAME) * self.before.cycles
+
+
+@dataclass(frozen=True)
+class Comparison(Record):
+    """A network before and after pruning on one machine.
+
+    Attributes:
+        graph, target, title, precision, clock_hz, error: as in `SimulationResult`.
+        channel_multiple: channels that the machine computes together; 1 if not known.
+        layers: in graph order, matched by name; layers that only the pruned network has come last.
+    """
+
+    FORMAT: ClassVar[str] = "codesign.comparison"
+
+    graph: str
+    target: str
+    title: str
+    precision: str
+    clock_hz: float
+    channel_multiple: int
+    error: ErrorBar | None
+    layers: tuple[LayerChange, ...]
+
+    @property
+    def cycles(self) -> tuple[float, float]:
+        """Before, after; so are all totals."""
+        return self._both(lambda layer: layer.cycles)
+
+    @property
+    def latency_s(self) -> tuple[float, float]:
+        return self._both(lambda layer: layer.latency_s)
+
+    @property
+    def energy_j(self) -> tuple[float, float]:
+        return self._both(lambda layer: sum(layer.energy_j.values()))
+
+    @property
+    def macs(self) -> tuple[float, float]:
+        """Nominal multiply-accumulates."""
+        return self._both(lambda layer: layer.macs)
+
+    @property
+    def kept_macs(self) -> tuple[float, float]:
+        """Multiply-accumulates with weights that are not zero."""
+        return self._both(lambda layer: layer.macs * layer.density)
+
+    @cached_property
+    def lost(self) -> dict[str, tuple[float, float]]:
+        """Cycles by what they were spent on, before and after; sums to `cycles`."""
+        causes = dict.fromkeys(cause for layer in self.layers for cause in layer.any.lost)
+        return {cause: self._both(lambda layer, c=cause: layer.lost.get(c, 0.0)) for cause in causes}  # type: ignore[misc]
+
+    @property
+    def speedup(self) -> float | None:
+        before, after = self.latency_s
+        return before / after if before and after else None
+
+    @property
+    def untouched_share(self) -> float:
+        """Share of the time before that lies in layers from which nothing was removed: it could not shrink."""
+        return self._share(lambda change: not change.has_shrunk)
+
+    @property
+    def stuck_share(self) -> float:
+        """Share of the time before in layers that lost channels or weights and got no faster."""
+        return self._share(lambda change: change.has_shrunk and not change.is_faster)
+
+    def _both(self, what: Callable[[LayerPrice], float]) -> tuple[float, float]:
+        before = sum(what(change.before) for change in self.layers if change.before)
+        return before, sum(what(change.after) for change in self.layers if change.after)
+
+    def _share(self, chosen: Callable[[LayerChange], bool]) -> float:
+        total = self.cycles[0]
+        picked = sum(change.before.cycles for change in self.layers if change.before and chosen(change))
+        return picked / total if total else 0.0
+
+    def __str__(self) -> str:
+        wide = max([len(change.name) for change in self.layers] + [5])
+        lines = [
+            f"{'layer':{wide}} {'before (us)':>12} {'after (us)':>12} {'speedup':>8}  bound by, and why not faster"
+        ]
+        for change in filter(lambda change: change.costs_time, self.layers):
+            before, after = (side.latency_s * 1e6 if side else 0.0 for side in (change.before, change.after))
+            gain = f"{change.speedup:7.2f}x" if change.speedup else " " * 8
+            bound = " -> ".join(dict.fromkeys(side.bound for side in (change.before, change.after) if side))
+            reason = "; ".join(filter(None, (bound, change.why)))
+            lines.append(f"{change.name:{wide}} {before:12.1f} {after:12.1f} {gain}  {reason}")
+        before, after = self.latency_s
+        lines.append(
+            f"{self.graph} on {self.title} ({self.precision}): {before * 1e3:.3f} -> {after * 1e3:.3f} ms, "
+            f"{self.untouched_share:.0%} of the time before lies in layers from which nothing was removed; "
+            f"{describe_error(self.error)}"
+        )
+        return "\n".join(lines)
+
+
+def compare(before: SimulationResult, after: SimulationResult, channel_multiple: int = 1) -> Comparison:
+    """Match layers by name and explain what did not get faster.
+
+    Args:
+        channel_multiple: channels that the machine computes together (`Target.channel_multiple`).
+
+    Raises:
+        ConfigError: the two were priced on different machines, or have no layer in common.
+    """
+    if (before.target, before.clock_hz) != (after.target, after.clock_hz):
+        found = f"{before.target} at {before.clock_hz:g} Hz and {after.target} at {after.clock_hz:g} Hz"
+        raise ConfigError(f"before and after were priced on {found}; simulate both on one machine")
+    old = {layer.name: layer for layer in before.layers}
+    new = {layer.name: layer for layer in after.layers}
+    if not old.keys() & new.keys():
+        raise ConfigError(f"{before.graph!r} and {after.graph!r} have no layer name in common; compare one network")
+    precisions = dict.fromkeys((before.precision, after.precision))
+    return Comparison(
+        graph=before.graph,
+        target=before.target,
+        title=before.title,
+        precision=" -> ".join(precisions),
+        clock_hz=before.clock_hz,
+        channel_multiple=channel_multiple,
+        error=before.error,
+        layers=tuple(
+            _change(name, old.get(name), new.get(name), channel_multiple) for name in dict.fromkeys((*old, *new))
+        ),
+    )
+
+
+def _change(name: str, before: LayerPrice | None, after: LayerPrice | None, multiple: int) -> LayerChange:
+    why = why_not_faster(before, after, multiple) if before and after else ""
+    return LayerChange(name, before, after, why)
+
+
+@dataclass(frozen=True)
+class TargetRow:
+    """One network on one machine: totals.
+
+    Attributes:
+        lost: cycles by what they were spent on.
+        bound: share of the time by what bounds the layers, largest first.
+    """
+
+    target: str
+    title: str
+    precision: str
+    clock_hz: float
+    cycles: float
+    latency_s: float
+    energy_j: float
+    lost: Mapping[str, float]
+    bound: Mapping[str, float]
+    error: ErrorBar | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def utilization(self) -> float:
+        return self.lost.get("useful", 0.0) / self.cycles if self.cycles else 0.0
+
+    @property
+    def interval_s(self) -> tuple[float, float] | None:
+        """Latency less and plus the model's mean error; None where the error is not known."""
+        if self.error is None:
+            return None
+        return max(self.latency_s * (1 - self.error.mean), 0.0), self.latency_s * (1 + self.error.mean)
+
+
+@dataclass(frozen=True)
+class TargetTable(Record):
+    """One network on several machines."""
+
+    FORMAT: ClassVar[str] = "codesign.target_table"
+
+    graph: str
+    macs: int
+    rows: tuple[TargetRow, ...]
+
+    def __str__(self) -> str:
+        wide = max(len(row.title) for row in self.rows)
+        lines = [
+            f"{self.graph}, {self.macs / 1e6:,.2f} M MACs",
+            f"{'machine':{wide}} {'time (ms)':>10} {'energy (mJ)':>12}",
+        ]
+        for row in self.rows:
+            costs = f"{row.latency_s * 1e3:10.3f} {row.energy_j * 1e3:12.3f}"
+            lines.append(f"{row.title:{wide}} {costs}  {describe_error(row.error)}")
+        return "\n".join(lines)
+
+
+def compare_targets(results: Sequence[SimulationResult]) -> TargetTable:
+    """One network on several machines, a row each in the given order.
+
+    Raises:
+        ConfigError: no result, or results of different networks.
+    """
+    if not results:
+        raise ConfigError("no result to compare; simulate a network on at least one target")
+    graphs = {(result.graph, result.macs): None for result in results}
+    if len(graphs) > 1:
+        found = ", ".join(f"{name} with {macs:,} MACs" for name, macs in graphs)
+        raise ConfigError(f"a comparison of machines needs one network, found {found}; compare each by itself")
+    return TargetTable(results[0].graph, results[0].macs, tuple(_target_row(result) for result in results))
+
+
+def _target_row(result: SimulationResult) -> TargetRow:
+    return TargetRow(
+        target=result.target,
+        title=result.title,
+        precision=result.precision,
+        clock_hz=result.clock_hz,
+        cycles=result.cycles,
+        latency_s=result.latency_s,
+        energy_j=result.energy_j,
+        lost=result.lost_by_cause(),
+        bound=bound_shares(result),
+        error=result.error,
+        notes=result.notes,
+    )
+
+
+def bound_shares(result: SimulationResult) -> dict[str, float]:
+    """Share of the time by what bounds its layers, largest first; sums to 1 where there is any time."""
+    found: dict[str, float] = {}
+    for layer in result.layers:
+        if layer.cycles > 0:
+            found[layer.bound] = found.get(layer.bound, 0.0) + layer.cycles / result.cycles
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))

@@ -1,0 +1,130 @@
+"""Granularities: exact counts, ties to the lower index, and patterns worked by hand."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pruning.granularity import GRANULARITIES, keep_best, kept_count, mask
+from pruning.patterns import PatternLibrary, best_patterns, four_entry_library, natural_library
+from workloads.errors import ConfigError, PlanError, ShapeError
+from workloads.sparsity import WeightSparsity
+
+GENERATOR = torch.Generator().manual_seed(0)
+WEIGHT = torch.randn(6, 5, 3, 3, generator=GENERATOR)
+
+
+def groups(found: torch.Tensor, granularity: str) -> torch.Tensor:
+    """Kept weights of each item of a granularity."""
+    dims = {"weight": (), "kernel": (2, 3), "pattern": (2, 3), "filter": (1, 2, 3), "channel": (0, 2, 3)}[granularity]
+    return (found.sum(dims) if dims else found.int()).flatten()
+
+
+@pytest.mark.parametrize(("granularity", "whole"), [("weight", 1), ("kernel", 9), ("filter", 45), ("channel", 54)])
+@pytest.mark.parametrize("density", [0.1, 0.35, 0.5, 0.9])
+def test_whole_items_are_kept_in_exact_number(granularity, whole, density):
+    counts = groups(mask(WEIGHT, density, granularity), granularity)
+    assert set(counts.tolist()) <= {0, whole}
+    assert int((counts > 0).sum()) == kept_count(len(counts), density)
+
+
+@pytest.mark.parametrize("granularity", ["weight", "kernel", "filter", "channel"])
+def test_what_is_kept_outweighs_what_is_removed(granularity):
+    counts = groups(mask(WEIGHT, 0.5, granularity), granularity) > 0
+    energy = groups(WEIGHT.square(), granularity) if granularity != "weight" else WEIGHT.square().flatten()
+    assert energy[counts].min() >= energy[~counts].max()
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_density_one_keeps_all_and_ties_go_to_the_lower_index(granularity):
+    assert mask(WEIGHT, 1.0, granularity).all()
+    if granularity in ("filter", "channel"):
+        counts = groups(mask(torch.ones(4, 4, 3, 3), 0.5, granularity), granularity)
+        assert (counts > 0).tolist() == [True, True, False, False]
+
+
+def test_scores_take_the_place_of_magnitudes():
+    weight, scores = torch.tensor([[1.0, 9.0]]), torch.tensor([[5.0, 1.0]])
+    assert mask(weight, 0.5, "weight").tolist() == [[False, True]]
+    assert mask(weight, 0.5, "weight", scores).tolist() == [[True, False]]
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.data())
+def test_keep_best_is_a_stable_sort(values, data):
+    count = data.draw(st.integers(1, len(values)))
+    order = sorted(range(len(values)), key=lambda i: (-values[i], i))[:count]
+    found = keep_best(torch.tensor(values, dtype=torch.float32), count)
+    assert torch.nonzero(found).flatten().tolist() == sorted(order)
+
+
+class TestPatterns:
+    def test_the_largest_norm_wins(self):
+        kernel = torch.tensor([[0.0, 3.0, 9.0], [1.0, 1.0, 2.0], [0.0, 2.5, 0.0]])
+        # up + centre + right + down (1, 4, 5, 7): 9 + 1 + 4 + 6.25 beats the three others; the corner 9 is in none
+        expected = [[0, 1, 0], [0, 1, 1], [0, 1, 0]]
+        assert best_patterns(kernel.view(1, 1, 3, 3), four_entry_library()).int()[0, 0].tolist() == expected
+
+    def test_ties_go_to_the_lower_index(self):
+        found = best_patterns(torch.ones(1, 1, 3, 3), four_entry_library())[0, 0]
+        assert torch.equal(found, four_entry_library().masks()[0])
+
+    def test_below_four_ninths_whole_kernels_go(self):
+        found = mask(WEIGHT, 2 / 9, "pattern")
+        counts = groups(found, "pattern")
+        assert sorted(counts.tolist()) == [0] * 15 + [4] * 15
+        kept = (WEIGHT.square() * best_patterns(WEIGHT, four_entry_library())).sum((2, 3)).flatten()
+        assert kept[counts > 0].min() >= kept[counts == 0].max()
+        assert WeightSparsity.from_mask(found.numpy()).follows_patterns(entries=4, limit=4)
+
+    def test_four_ninths_keeps_a_pattern_in_every_kernel(self):
+        assert set(groups(mask(WEIGHT, 4 / 9, "pattern"), "pattern").tolist()) == {4}
+
+    def test_one_by_one_kernels_are_pruned_weight_by_weight(self):
+        weight = torch.randn(4, 8, 1, 1, generator=GENERATOR)
+        assert torch.equal(mask(weight, 0.6, "pattern"), mask(weight, 0.6, "weight"))
+        assert torch.equal(mask(weight[:, :, 0, 0], 0.6, "pattern"), mask(weight[:, :, 0, 0], 0.6, "weight"))
+
+    def test_natural_patterns_are_counted(self):
+        left = torch.tensor([[4.0, 0, 0], [3.0, 1, 0], [2.0, 0, 0]])  # 0, 3, 6 and the centre
+        top = torch.tensor([[4.0, 3, 2], [0, 1, 0], [0, 0, 0]])
+        weights = torch.stack([left, top, left, left, top, left]).view(2, 3, 3, 3)
+        assert natural_library([weights], 2).patterns == ((0, 3, 4, 6), (0, 1, 2, 4))
+        assert natural_library([weights, torch.ones(9, 9)], 8).patterns == ((0, 3, 4, 6), (0, 1, 2, 4))
+
+    def test_every_natural_pattern_keeps_the_centre(self):
+        library = natural_library([WEIGHT], 56)
+        assert library.entries == 4
+        assert library.masks()[:, 1, 1].all()
+        assert 8 < len(library.patterns) <= 56
+
+    def test_a_natural_library_keeps_more_energy_than_the_designed_one(self):
+        natural = (WEIGHT * best_patterns(WEIGHT, natural_library([WEIGHT], 8))).norm()
+        assert natural > (WEIGHT * best_patterns(WEIGHT, four_entry_library())).norm()
+
+    def test_a_library_can_be_given(self):
+        centre = PatternLibrary(((4,),))
+        assert torch.equal(mask(WEIGHT, 1 / 9, "pattern", library=centre), centre.masks()[0].expand(WEIGHT.shape))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: mask(WEIGHT, 0.5, "filtre"), ConfigError, "unknown granularity 'filtre'; did you mean 'filter'"),
+        (lambda: mask(WEIGHT, 0.0, "weight"), PlanError, "density 0.0, must be above 0"),
+        (lambda: mask(WEIGHT, 1.5, "weight"), PlanError, "density 1.5"),
+        (lambda: mask(WEIGHT, float("nan"), "weight"), PlanError, "density nan"),
+        (lambda: mask(WEIGHT[0, 0, 0], 0.5, "weight"), ShapeError, r"shape \(3,\), needs 2 to 4 dims"),
+        (lambda: mask(WEIGHT * float("nan"), 0.5, "weight"), PlanError, "NaN or infinite"),
+        (lambda: mask(WEIGHT, 0.5, "weight", WEIGHT[:1]), ShapeError, "scores of shape"),
+        (lambda: mask(WEIGHT, 0.5, "pattern"), PlanError, "keep at most 0.4444"),
+        (lambda: mask(torch.ones(2, 2, 5, 5), 0.3, "pattern"), ShapeError, "patterns need kernels of 3x3"),
+        (lambda: natural_library([torch.ones(2, 2)]), PlanError, "no layer has any"),
+        (lambda: natural_library([WEIGHT], 57), PlanError, "possible are 1..56"),
+        (lambda: PatternLibrary(((1, 2), (1, 2, 3))), PlanError, "equally many in each"),
+        (lambda: PatternLibrary(((2, 1),)), PlanError, "ascending"),
+        (lambda: PatternLibrary(()), PlanError, "need different"),
+    ],
+)
+def test_bad_inputs(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

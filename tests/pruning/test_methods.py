@@ -1,0 +1,150 @@
+"""Every registered method keeps the contract; magnitude pruning removes exactly what it should."""
+
+import functools
+import importlib.metadata
+
+import pytest
+import torch
+from torch import nn
+
+import pruning.methods as registry
+from pruning import masks
+from pruning.methods import Pruner, method, methods
+from pruning.methods.magnitude import GradualMagnitude, OneShotMagnitude
+from pruning.testing import Loop, PrunerContract, batches, small_net
+from workloads.errors import CodesignError, ConfigError, PlanError
+
+EXAMPLE = (torch.zeros(2, 3, 8, 8),)
+CONFIGURATIONS = [(name, example) for name, found in methods().items() for example in found.EXAMPLES]
+
+
+@pytest.mark.parametrize(("name", "options"), CONFIGURATIONS, ids=lambda value: str(value))
+class TestContract(PrunerContract):
+    @pytest.fixture
+    def prune(self, name, options):
+        return functools.partial(method(name), **options)
+
+
+class TestRegistry:
+    def test_every_method_has_its_own_name(self):
+        assert {"one_shot_magnitude", "gradual_magnitude"} <= set(methods())
+        assert all(found.name == name and issubclass(found, Pruner) for name, found in methods().items())
+
+    def test_unknown_name(self):
+        with pytest.raises(ConfigError, match="unknown pruning method 'gradual_magnitud'; did you mean 'gradual_m"):
+            method("gradual_magnitud")
+
+    def test_a_broken_entry_point_says_so(self, monkeypatch):
+        point = importlib.metadata.EntryPoint("mine", "no_such_module", registry.ENTRY_POINTS)
+        monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [point])
+        registry._discover.cache_clear()
+        with pytest.raises(ConfigError, match=r"entry point 'mine' of codesign\.pruners: no_such_module fails"):
+            methods()
+        monkeypatch.undo()
+        registry._discover.cache_clear()
+        assert "gradual_magnitude" in methods()
+
+
+def kept(model: nn.Module) -> dict[str, int]:
+    return {name: int(mask.sum()) for name, mask in masks.masks_of(model).items()}
+
+
+class TestOneShot:
+    def test_exact_counts_layer_by_layer(self):
+        pruner = OneShotMagnitude(small_net(), EXAMPLE, density=0.3)
+        assert kept(pruner.model) == {"conv1.weight": round(864 * 0.3), "conv2.weight": round(864 * 0.3)}
+
+    def test_first_layer_and_classifier_only_when_asked(self):
+        pruner = OneShotMagnitude(small_net(), EXAMPLE, density=0.5, prune_first=True, prune_last=True)
+        assert kept(pruner.model) == {"stem.weight": 108, "conv1.weight": 432, "conv2.weight": 432, "head.weight": 16}
+
+    def test_densities_by_name(self):
+        pruner = OneShotMagnitude(small_net(), EXAMPLE, density={"conv1": 0.25, "head": 0.5})
+        assert kept(pruner.model) == {"conv1.weight": 216, "head.weight": 16}
+
+    def test_global_scope_ranks_all_weights_together(self):
+        model = small_net()
+        with torch.no_grad():
+            model.conv1.weight.mul_(10)
+        pruner = OneShotMagnitude(model, EXAMPLE, density=0.5, scope="global")
+        counts = kept(pruner.model)
+        assert sum(counts.values()) == 864
+        assert counts["conv1.weight"] > 6 * counts["conv2.weight"]
+        sizes = [model.get_parameter(name).abs() for name in counts]
+        found = [masks.masks_of(pruner.model)[name] for name in counts]
+        threshold = min(size[mask].min() for size, mask in zip(sizes, found, strict=True))
+        assert all((size[~mask] <= threshold).all() for size, mask in zip(sizes, found, strict=True))
+
+    def test_zeros_survive_training(self):
+        pruner = OneShotMagnitude(small_net(), EXAMPLE, total_steps=5, density=0.3)
+        before = masks.masks_of(pruner.finalize())
+        Loop(pruner).run(batches(5))
+        after = pruner.finalize()
+        assert all(torch.equal(mask, before[name]) for name, mask in masks.masks_of(after).items())
+        assert after.conv1.weight.count_nonzero() == 259
+
+
+class TestGradual:
+    def test_follows_the_curve_worked_by_hand(self):
+        pruner = GradualMagnitude(small_net(), EXAMPLE, 8, density={"conv1": 0.2}, begin=0.25, end=0.75, frequency=1)
+        counts = []
+        loop = Loop(pruner)
+        for batch in batches(8):
+            loop.run([batch])
+            counts.append(kept(pruner.model)["conv1.weight"])
+        # sparsity 0.8 (1 - (1 - (t - 2) / 4)^3) at steps 2 .. 6: 0, 0.4625, 0.7, 0.7875, 0.8
+        wanted = [1, 1, 1 - 0.4625, 0.3, 1 - 0.7875, 0.2, 0.2, 0.2]
+        assert counts == [int(864 * share + 0.5) for share in wanted]
+
+    def test_each_layer_has_its_own_final_density(self):
+        pruner = GradualMagnitude(small_net(), EXAMPLE, 4, density={"conv1": 0.5, "conv2": 0.25}, end=1.0)
+        Loop(pruner).run(batches(4))
+        assert kept(pruner.model) == {"conv1.weight": 432, "conv2.weight": 216}
+
+    def test_a_removed_weight_can_come_back(self):
+        pruner = GradualMagnitude(small_net(), EXAMPLE, 4, density=0.5, frequency=1, end=1.0)
+        loop = Loop(pruner)
+        loop.run(batches(2))
+        removed = ~masks.masks_of(pruner.model)["conv1.weight"]
+        place = tuple(torch.nonzero(removed)[0])
+        with torch.no_grad():
+            pruner.model.conv1.parametrizations.weight.original[place] = 100.0
+        loop.run(batches(1))
+        assert masks.masks_of(pruner.model)["conv1.weight"][place]
+
+
+@pytest.mark.parametrize("build", [OneShotMagnitude, GradualMagnitude])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"density": 1.0}, "removes (none|nothing)"),
+        ({"density": 0.0}, "density|sparsity"),
+        ({"density": 1.5}, "density|sparsity"),
+        ({"density": {"conv3": 0.5}}, "unknown layer with weights 'conv3'; did you mean 'conv"),
+        ({"density": {"conv1": 2.0}}, "density|sparsity"),
+        ({"density": {}}, "nothing to prune"),
+        ({"keep": ("norm",)}, "unknown layer with weights 'norm'"),
+        ({"keep": ("conv1", "conv2")}, "nothing to prune: all 4 layers"),
+        ({"granularity": "filtre"}, "unknown granularity"),
+        ({"scope": "both"}, "unknown scope"),
+        ({"scope": "global", "density": {"conv1": 0.5}}, "scope 'global' ranks single weights"),
+        ({"scope": "global", "granularity": "kernel"}, "scope 'global' ranks single weights"),
+        ({"total_steps": 0}, "total_steps 0, must be at least 1"),
+    ],
+)
+def test_bad_options(build, options, message):
+    with pytest.raises(CodesignError, match=message):
+        build(small_net(), EXAMPLE, **{"total_steps": 8, **options})
+
+
+def test_a_model_without_weights():
+    with pytest.raises(PlanError, match="no layer with weights to prune"):
+        OneShotMagnitude(nn.Sequential(nn.BatchNorm2d(3)), EXAMPLE)
+
+
+def test_state_of_another_method_is_refused():
+    one = OneShotMagnitude(small_net(), EXAMPLE, 8)
+    with pytest.raises(PlanError, match="pruner state has method 'one_shot_magnitude'"):
+        GradualMagnitude(small_net(), EXAMPLE, 8).load_state_dict(one.state_dict())
+    with pytest.raises(PlanError, match="pruner state has total_steps 8, this one is made for 9"):
+        OneShotMagnitude(small_net(), EXAMPLE, 9).load_state_dict(one.state_dict())
