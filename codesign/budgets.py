@@ -48,7 +48,9 @@ def _parse(text: str, dense: Mapping[str, float]) -> tuple[str, float]:
     if unit == "x":
         return metric, number * dense[metric]
     if unit not in UNITS[metric]:
-        raise ConfigError(f"budget {text!r}: unit {unit!r} is unknown; allowed: x, {', '.join(filter(None, UNITS[metric]))}")
+        raise ConfigError(
+            f"budget {text!r}: unit {unit!r} is unknown; allowed: x, {', '.join(filter(None, UNITS[metric]))}"
+        )
     return metric, number * UNITS[metric][unit]
 
 

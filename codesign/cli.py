@@ -76,7 +76,9 @@ def lower(
     weights: Weights = None,
     pretrained: Pretrained = False,
     shape: Shape = None,
-    unknown: Annotated[str, typer.Option(help="Unknown operators: error, or vector to price as elementwise.")] = "error",
+    unknown: Annotated[
+        str, typer.Option(help="Unknown operators: error, or vector to price as elementwise.")
+    ] = "error",
 ) -> None:
     """Turn a model into a layer graph: loop nests, edges, real zeros."""
     from codesign import show
@@ -94,7 +96,9 @@ def simulate(
     calibrate: Annotated[str | None, typer.Option(help="Data set whose images give activation zeros.")] = None,
     change: Changes = None,
     shape: Shape = None,
-    unknown: Annotated[str, typer.Option(help="Unknown operators: error, or vector to price as elementwise.")] = "error",
+    unknown: Annotated[
+        str, typer.Option(help="Unknown operators: error, or vector to price as elementwise.")
+    ] = "error",
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report into this folder.")] = None,
 ) -> None:
@@ -185,9 +189,8 @@ def search(
 def report(folder: Annotated[Path, typer.Argument(help="Folder of a finished search.")]) -> None:
     """Write a study's report again from its stored results."""
     from codesign.job import write_study_report
-    from codesign.study import Study
 
-    print(write_study_report(Study.open(folder)))
+    print(write_study_report(folder))
 
 
 @app.command()
@@ -209,9 +212,7 @@ def validate(
     show.validation(target or [], store)
 
 
-def _subject(
-    model: str, weights: Path | None, pretrained: bool, shape: str | None, unknown: str
-) -> Subject:
+def _subject(model: str, weights: Path | None, pretrained: bool, shape: str | None, unknown: str) -> Subject:
     from codesign.subject import Subject
 
     return Subject.named(model, weights=weights, pretrained=pretrained, shape=shape, on_unknown=unknown)

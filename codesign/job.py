@@ -20,10 +20,11 @@ import numpy as np
 
 from accel_models import SimulationResult, Target, target
 from codesign.budgets import parse_budgets, show
+from codesign.plans import make_plan, option_masks
 from codesign.search import Front, search
 from codesign.show import console
-from codesign.solve import PriceTable, Solution
-from codesign.space import Space, channel_variables, price_table, weight_variables
+from codesign.solve import Solution
+from codesign.space import Space, channel_variables, price_table, static_costs, weight_variables
 from codesign.study import Study, write_json
 from workloads.channels import analyze
 from workloads.errors import ConfigError, PlanError
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from pruning.plan import PruningPlan
     from pruning.sensitivity import Sensitivity
+    from pruning.wiring import Wiring
     from workloads.data import ImageData
 
 
@@ -189,10 +191,14 @@ class Job:
         return self.machine.simulate(self.graph)
 
     @cached_property
+    def dense_costs(self) -> dict[str, float]:
+        """By metric, of the dense network."""
+        return graph_costs(self.machine, self.graph)
+
+    @cached_property
     def budgets(self) -> dict[str, float]:
         """In SI units."""
-        table = price_table(dataclasses.replace(self.space, variables=()), self.machine, {})
-        return parse_budgets(self.config.budgets, table.constant)
+        return parse_budgets(self.config.budgets, self.dense_costs)
 
     @cached_property
     def space(self) -> Space:
@@ -203,20 +209,24 @@ class Job:
         weights = weight_variables(self.graph, self.config.densities, self.config.granularity)
         space = Space(self.graph, analysis, (*channels, *(weights if self.config.densities else ())))
         if not space.variables:
-            raise PlanError(f"nothing can be chosen: no channel group of {self.config.model} has several counts to offer")
-        return dataclasses.replace(space, masks=self._masks(space))
+            raise PlanError(
+                f"nothing can be chosen: no channel group of {self.config.model} has several counts to offer"
+            )
+        return dataclasses.replace(space, masks=option_masks(self.dense_model, self.wiring, space))
 
-    def _masks(self, space: Space) -> dict[tuple[str, int], Any]:
-        from pruning.plan import magnitude_masks
+    @cached_property
+    def wiring(self) -> Wiring:
+        from pruning.wiring import wire
 
-        wanted = {
-            (variable.of, i): (option.density, option.granularity)
-            for variable in space.variables
-            if variable.kind == "weights"
-            for i, option in enumerate(variable.options)
-            if i
-        }
-        return magnitude_masks(self.dense_model, self.graph, wanted) if wanted else {}
+        return wire(self.dense_model, self.example)
+
+    @cached_property
+    def ranking(self) -> dict[str, np.ndarray]:
+        """Units of each channel group, most important first, by first-order effect on held-out training images."""
+        from pruning.importance import rank_units
+
+        groups = [variable.of for variable in self.space.variables if variable.kind == "channels"]
+        return rank_units(self.dense_model, self.wiring, "taylor", self.heldout, groups=groups)
 
     # ---- phases ----------------------------------------------------------------------------------------------------
 
@@ -227,7 +237,7 @@ class Job:
         sensitivity = self._sensitivity()
         front = self._search(sensitivity)
         say(f"search: {front}")
-        accuracies, plan = self._pick(front, sensitivity)
+        accuracies, plan = self._pick(front)
         say(f"pick: {accuracies['pick_heldout']:.2%} on held-out images before fine-tuning "
             f"(dense {accuracies['dense_heldout']:.2%})")  # fmt: skip
         say(str(plan))
@@ -239,37 +249,29 @@ class Job:
         return outcome
 
     def _sensitivity(self) -> Sensitivity:
-        from pruning.sensitivity import Sensitivity, measure
+        from pruning.sensitivity import Options, Sensitivity, measure
 
+        channels: dict[str, tuple[int, ...]] = {}
+        densities: dict[str, tuple[float, ...]] = {}
+        for variable in self.space.variables:
+            if variable.kind == "channels":
+                channels[variable.of] = tuple(option.count for option in variable.options)
+            else:
+                densities[variable.of] = tuple(option.density for option in variable.options)
+        options = Options(channels, densities, self.config.granularity)
         return self.study.phase(
             "sensitivity",
             lambda: measure(
-                self.dense_model, self.space.analysis, self._options(), self.heldout, masks=self._named_masks(),
+                self.dense_model, self.wiring, options, self.heldout, ranking=self.ranking, images=len(self.heldout),
                 device=self.device,
             ),
             lambda found: found.to_dict(),
             Sensitivity.from_dict,
         )  # fmt: skip
 
-    def _options(self) -> dict[str, tuple[int, ...]]:
-        """Counts to measure by channel group."""
-        return {
-            variable.of: tuple(option.count for option in variable.options)
-            for variable in self.space.variables
-            if variable.kind == "channels"
-        }
-
-    def _named_masks(self) -> dict[str, tuple[Any, ...]]:
-        """Masks to measure by layer, the first (dense) option left out."""
-        return {
-            variable.of: tuple(self.space.masks[variable.of, i] for i in range(1, len(variable.options)))
-            for variable in self.space.variables
-            if variable.kind == "weights"
-        }
-
     def _search(self, sensitivity: Sensitivity) -> Front:
         def explore() -> Front:
-            table = price_table(self.space, self.machine, self._losses(sensitivity))
+            table = price_table(self.space, self.machine, sensitivity.monotone())
             with _progress(self.screen, "searching") as tick:
                 return search(
                     table, self.budgets, generations=self.config.generations, seed=self.config.seed, progress=tick
@@ -277,29 +279,25 @@ class Job:
 
         return self.study.phase("front", explore, _front_to_dict, _front_from_dict)
 
-    def _losses(self, sensitivity: Sensitivity) -> dict[str, np.ndarray]:
-        """Expected loss of every option by variable name, never below zero: a gain on few images is noise."""
-        return {v.name: np.maximum(np.asarray(sensitivity.loss[v.name], float), 0.0) for v in self.space.variables}
-
-    def _pick(self, front: Front, sensitivity: Sensitivity) -> tuple[dict[str, float], PruningPlan]:
+    def _pick(self, front: Front) -> tuple[dict[str, float], PruningPlan]:
         """Measure candidates of the front that keep the budget on the real pruned graph; take the most accurate."""
         from pruning.plan import PruningPlan
 
-        stored = self.study.phase("pick", lambda: self._measure(front, sensitivity), lambda x: x, lambda x: x)
+        stored = self.study.phase("pick", lambda: self._measure(front), lambda x: x, lambda x: x)
         plan = PruningPlan.from_dict(stored["plan"])
         if not self.study.has("plan"):
             plan.save(self.study.path("plan"))
         return {name: stored[name] for name in ("dense_heldout", "pick_heldout")}, plan
 
-    def _measure(self, front: Front, sensitivity: Sensitivity) -> dict[str, Any]:
-        from pruning.training import accuracy
+    def _measure(self, front: Front) -> dict[str, Any]:
+        from pruning.evaluation import accuracy
 
         found: list[dict[str, Any]] = []
         with _progress(self.screen, "measuring candidates") as tick:
             for choice in self._candidates(front):
-                plan = self.plan(choice, sensitivity)
+                plan = self.plan(choice)
                 model = plan.apply(self.dense_model, self.example)
-                cost = self._costs(self.machine.simulate(self.lowered(model)), model)
+                cost = graph_costs(self.machine, self.lowered(model))
                 keeps = all(cost[name] <= budget * (1 + 1e-9) for name, budget in self.budgets.items())
                 found.append(
                     {
@@ -325,9 +323,15 @@ class Job:
             "dense_heldout": accuracy(self.dense_model, self.heldout),
             "pick_heldout": best["heldout"],
             "choice": best["choice"],
+            "table_cost": float(self._table_cost(front, best["choice"])),
             "plan": best["plan"],
             "measured": [{key: item[key] for key in ("choice", "costs", "feasible", "heldout")} for item in found],
         }
+
+    def _table_cost(self, front: Front, choice: Sequence[int]) -> float:
+        """What the search's price table said of a candidate, in the front's metric."""
+        row = np.flatnonzero((front.choices == np.asarray(choice)).all(axis=1))[0]
+        return float(front.costs[front.metric][row])
 
     def _candidates(self, front: Front) -> list[np.ndarray]:
         """Feasible candidates by expected loss, the exact solution first; no two alike."""
@@ -337,28 +341,14 @@ class Job:
         rest = [front.choices[i] for i in order if not np.array_equal(front.choices[i], best)]
         return [best, *rest[: 4 * self.config.measured]]
 
-    def _costs(self, result: SimulationResult, model: nn.Module) -> dict[str, float]:
-        """By metric, of a real pruned graph."""
-        space = Space(graph := self.lowered(model), analyze(graph), ())
-        table = price_table(space, self.machine, {})
-        return {**table.constant, "latency": result.latency_s, "energy": result.energy_j}
-
-    def plan(self, choice: Sequence[int], sensitivity: Sensitivity) -> PruningPlan:
+    def plan(self, choice: Sequence[int]) -> PruningPlan:
         """A candidate as a plan: which channels stay, which weights."""
-        from pruning.plan import make_plan
-
-        counts: dict[str, int] = {}
-        masks: dict[str, Any] = {}
-        for variable, i in zip(self.space.variables, choice, strict=True):
-            if i and variable.kind == "channels":
-                counts[variable.of] = variable.options[i].count
-            elif i:
-                masks[variable.of] = self.space.masks[variable.of, int(i)]
-        return make_plan(self.config.model, self.space.analysis, counts, sensitivity.ranking, masks)
+        return make_plan(self.dense_model, self.wiring, self.space, choice, self.ranking, self.config.model)
 
     def _finetune(self, plan: PruningPlan) -> tuple[nn.Module, dict[str, float]]:
         """The pruned network after fine-tuning, from its file if it is there."""
-        from pruning.training import accuracy, fit
+        from pruning.evaluation import accuracy
+        from pruning.training import fit
         from workloads.models.weights import load_weights, save_weights
 
         model = plan.apply(self.dense_model, self.example)
@@ -380,7 +370,7 @@ class Job:
 
     def _test(self, model: nn.Module) -> dict[str, float]:
         """Test accuracy, measured once, here."""
-        from pruning.training import accuracy
+        from pruning.evaluation import accuracy
 
         def test() -> dict[str, float]:
             images = self.images("test")
@@ -391,21 +381,39 @@ class Job:
     def _outcome(
         self, plan: PruningPlan, model: nn.Module, pruned: SimulationResult, accuracies: Mapping[str, float]
     ) -> Outcome:
-        costs = self._costs(pruned, model)
+        graph = self.lowered(model)
+        costs = graph_costs(self.machine, graph)
         met = all(costs[name] <= budget * (1 + 1e-9) for name, budget in self.budgets.items())
         write_json(
             self.study.path("result"),
             {
                 "dense": self.dense.to_dict(),
                 "pruned": pruned.to_dict(),
+                "dense_costs": self.dense_costs,
                 "costs": costs,
+                "table_cost": self.study.read("pick")["result"]["table_cost"],
                 "budgets": self.budgets,
                 "met": met,
                 "accuracies": dict(accuracies),
+                "parameters": [self.graph.parameters, graph.parameters],
+                "heldout_images": len(self.heldout),
+                "test_images": len(self.images("test")),
             },
         )
-        report = write_study_report(self.study)
+        report = self.report()
         return Outcome(plan, model, self.dense, pruned, self.budgets, met, accuracies, self.study.folder, report)
+
+    def report(self) -> Path:
+        """Write the HTML report from the study's files."""
+        from codesign.report import study_record
+        from reports.html import write_report
+
+        return write_report(self.study.folder, study_record(self))
+
+    @cached_property
+    def front(self) -> Front:
+        """The finished search."""
+        return _front_from_dict(self.study.read("front")["result"])
 
     def _tell(self, outcome: Outcome) -> None:
         say = self.screen.print
@@ -418,12 +426,27 @@ class Job:
         say(f"report: {outcome.report}")
 
 
-def write_study_report(study: Study) -> Path:
-    """The HTML report of a finished study, from its files alone."""
-    from codesign.report import study_record
-    from reports.html import write_report
+def write_study_report(folder: Path) -> Path:
+    """The HTML report of a finished study again, from its files.
 
-    return write_report(study.folder, study_record(study))
+    Raises:
+        ConfigError: the folder holds no finished study.
+    """
+    return _finished(folder).report()
+
+
+def _finished(folder: Path) -> Job:
+    study = Study.open(folder)
+    if not study.has("result"):
+        raise ConfigError(f"{folder}: the study is not finished; run the same search again to resume it")
+    return Job(SearchConfig.from_dict(study.config), study, "cpu", console())
+
+
+def graph_costs(machine: Target, graph: LayerGraph) -> dict[str, float]:
+    """Latency (s), energy (J), multiplications with kept weights, and bytes of stored weights of a graph as it is."""
+    result = machine.simulate(graph)
+    static = {name: float(rows.sum()) for name, rows in static_costs(graph.columns).items()}
+    return {"latency": result.latency_s, "energy": result.energy_j, **static}
 
 
 def load_outcome(folder: Path) -> Outcome:
@@ -432,13 +455,10 @@ def load_outcome(folder: Path) -> Outcome:
     Raises:
         ConfigError: the folder holds no finished study.
     """
-    study = Study.open(folder)
-    config = SearchConfig.from_dict(study.config)
-    if not study.has("result"):
-        raise ConfigError(f"{folder}: the study is not finished; run the same search again to resume it")
     from pruning.plan import PruningPlan
 
-    job, stored = Job(config, study, "cpu", console()), study.read("result")
+    job = _finished(folder)
+    stored, study = job.study.read("result"), job.study
     plan = PruningPlan.load(study.path("plan"))
     model, _ = job._finetune(plan)
     return Outcome(
@@ -500,6 +520,3 @@ class _progress:
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
-
-
-__all__ = ["Outcome", "PriceTable", "SearchConfig", "load_outcome", "run", "write_study_report"]

@@ -169,7 +169,9 @@ def validation(names: Sequence[str], store: bool) -> None:
         table = Table("row", "published", "predicted", "unit", "error", "kind", box=None, title=name)
         for item in comparisons:
             row = item.row
-            table.add_row(row.id, f"{row.value:,.3f}", f"{item.predicted:,.3f}", row.unit, f"{item.error:+.1%}", row.kind)
+            table.add_row(
+                row.id, f"{row.value:,.3f}", f"{item.predicted:,.3f}", row.unit, f"{item.error:+.1%}", row.kind
+            )
         if comparisons:
             screen.print(table)
         bar = summary(comparisons)

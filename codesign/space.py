@@ -118,7 +118,9 @@ class Space:
         columns = self.columns(choices)
         totals = target.price(columns, self.graph.topology).totals(len(choices))
         costs = {"latency": totals["latency_s"], "energy": totals["energy_j"]}
-        return costs | {name: rows.reshape(len(choices), -1).sum(axis=1) for name, rows in _static(columns).items()}
+        return costs | {
+            name: rows.reshape(len(choices), -1).sum(axis=1) for name, rows in static_costs(columns).items()
+        }
 
     def describe(self, choice: Sequence[int]) -> dict[str, str]:
         """What a candidate changes: variable name to chosen option."""
@@ -155,7 +157,7 @@ def offered_counts(group: ChannelGroup, multiple: int, most: int = 8) -> tuple[i
     A group whose units are several channels wide (heads, shuffled groups) is counted in units.
     """
     step = multiple if group.size > multiple else max(1, multiple // 2)
-    below = list(range((group.size - 1) // step * step, 0, -step))
+    below = list(range((group.size - 1) // step * step, group.minimum - 1, -step))
     if len(below) > most - 1:
         picked = np.unique(np.linspace(0, len(below) - 1, most - 1).round().astype(int))
         below = [below[i] for i in picked]
@@ -203,10 +205,10 @@ def price_table(space: Space, target: Target, loss: Mapping[str, np.ndarray]) ->
                 f"at most {MAX_COMBINATIONS:,} fit a table. Offer fewer counts (--options) or keep some groups (--keep)"
             )
         choices = np.zeros((math.prod(shape), len(space.variables)), int)
-        choices[:, list(touching)] = np.indices(shape).reshape(len(shape), -1).T
+        choices[:, list(touching)] = np.indices(shape).reshape(len(shape), len(choices)).T
         rows = _rows(space, choices, layers)
         prices = target.price(rows, placement=placement.take(np.tile(layers, len(choices))))
-        values = {"latency": prices.latency_s, "energy": prices.energy_j.sum(axis=1), **_static(rows)}
+        values = {"latency": prices.latency_s, "energy": prices.energy_j.sum(axis=1), **static_costs(rows)}
         sums = {name: part.reshape(len(choices), -1).sum(axis=1) for name, part in values.items()}
         if touching:
             factors.append(Factor(touching, {name: part.reshape(shape) for name, part in sums.items()}))
@@ -244,7 +246,7 @@ def _rows(space: Space, choices: np.ndarray, layers: Sequence[int]) -> Columns:
     return rows.replace(sparsity=exact if any(exact) else ())
 
 
-def _static(rows: Columns) -> dict[str, np.ndarray]:
+def static_costs(rows: Columns) -> dict[str, np.ndarray]:
     """Costs that do not depend on the machine: multiplications with kept weights, bytes of stored weights.
 
     A sparse tensor is stored as its kept values and one bit an element.

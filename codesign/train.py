@@ -18,7 +18,8 @@ def train_model(
     Raises:
         CodesignError: bad names or options, missing data, an output that cannot be written.
     """
-    from pruning.training import accuracy, fit
+    from pruning.evaluation import accuracy
+    from pruning.training import fit
     from workloads.data import load
     from workloads.models import build, find
     from workloads.models.weights import save_weights
@@ -40,4 +41,6 @@ def train_model(
     checkpoint.unlink(missing_ok=True)
     screen = console()
     screen.print(str(result))
-    screen.print(f"test accuracy {accuracy(model, images['test']):.2%} on {len(images['test']):,} images; weights: {out}")
+    screen.print(
+        f"test accuracy {accuracy(model, images['test']):.2%} on {len(images['test']):,} images; weights: {out}"
+    )

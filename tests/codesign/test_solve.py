@@ -23,7 +23,9 @@ def chain(variables: int, seed: int) -> PriceTable:
         falling = [np.linspace(1.0, 0.3, n) for n in shape]
         work = falling[0] if len(shape) == 1 else np.multiply.outer(*falling)
         factors.append(Factor(touching, {"latency": rng.random() * work, "macs": work}))
-    return PriceTable(tuple(f"v{i}" for i in range(variables)), options, loss, {"latency": 0.1, "macs": 0.0}, tuple(factors))
+    return PriceTable(
+        tuple(f"v{i}" for i in range(variables)), options, loss, {"latency": 0.1, "macs": 0.0}, tuple(factors)
+    )
 
 
 def dense_cost(table: PriceTable, metric: str) -> float:

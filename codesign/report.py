@@ -1,0 +1,145 @@
+"""The record that a study's report shows, from the study's files."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from accel_models import SimulationResult
+from codesign.space import Space
+from reports.curves import plan_record, roofline, staircase
+from reports.records import Accuracies, BudgetRecord, FrontPoint, FrontRecord, ReportRecord, StaircaseRecord
+
+if TYPE_CHECKING:
+    from codesign.job import Job, SearchConfig
+    from codesign.search import Front
+    from pruning.plan import PruningPlan
+
+NOT_MODELLED = (
+    "Accuracy is measured on the float model; the target computes in its own precision, whose rounding is not applied.",
+    "Zeros of activations come from 32 held-out images before fine-tuning of the candidates that a search compares.",
+)
+
+
+def study_record(job: Job) -> ReportRecord:
+    """Everything that the report of a finished study shows.
+
+    Raises:
+        ConfigError: a phase's file is missing.
+    """
+    from pruning.plan import PruningPlan
+
+    study, config = job.study, job.config
+    stored, picked = study.read("result"), study.read("pick")["result"]
+    before, after = (SimulationResult.from_dict(stored[name]) for name in ("dense", "pruned"))
+    plan = PruningPlan.load(study.path("plan"))
+    costs = {"dense": stored["dense_costs"], "pruned": stored["costs"]}
+    return ReportRecord(
+        title=f"{config.model} pruned for {before.title}",
+        before=before,
+        after=after,
+        model=config.model,
+        data=config.data,
+        command=command(config, study.folder),
+        channel_multiple=job.machine.channel_multiple,
+        parameters=(stored["parameters"][0], stored["parameters"][1]),
+        size_bytes=(costs["dense"]["size"], costs["pruned"]["size"]),
+        accuracies=_accuracies(stored),
+        budgets=_budgets(config, stored, job.front),
+        front=_front(job.space, job.front, picked, costs["dense"]),
+        staircases=_staircases(job, plan),
+        roofline_before=roofline(before, job.machine.spec),
+        roofline_after=roofline(after, job.machine.spec),
+        plan=plan_record(plan, job.space.analysis, config.granularity),
+        seed=config.seed,
+        phase_seconds=study.seconds(),
+        notes=_notes(stored, before, after, job.front),
+        not_modelled=NOT_MODELLED,
+    )
+
+
+def command(config: SearchConfig, folder: Path) -> str:
+    """The command line that makes this study."""
+    words = ["codesign", "search", config.model, "--data", config.data, "--target", config.target]
+    words += [word for budget in config.budgets for word in ("--budget", budget)]
+    if config.weights:
+        words += ["--weights", config.weights]
+    words += ["--epochs", str(config.epochs), "--seed", str(config.seed), "--out", str(folder)]
+    words += [word for density in config.densities for word in ("--density", f"{density:g}")]
+    return shlex.join(words)
+
+
+def _accuracies(stored: Mapping[str, Any]) -> Accuracies:
+    found = stored["accuracies"]
+    return Accuracies(
+        dense_heldout=found["dense_heldout"],
+        pruned_heldout=found["pick_heldout"],
+        tuned_heldout=found["tuned_heldout"],
+        dense_test=found["dense_test"],
+        tuned_test=found["test"],
+        heldout_images=stored["heldout_images"],
+        test_images=stored["test_images"],
+    )
+
+
+def _budgets(config: SearchConfig, stored: Mapping[str, Any], front: Front) -> tuple[BudgetRecord, ...]:
+    limits, reached = stored["budgets"], stored["costs"]
+    return tuple(
+        BudgetRecord(text, metric, limits[metric], reached[metric], metric in front.exact.binding)
+        for text in config.budgets
+        for metric in (text.partition("=")[0],)
+    )
+
+
+def _front(space: Space, front: Front, picked: Mapping[str, Any], dense: Mapping[str, float]) -> FrontRecord:
+    """All candidates, the measured ones with their accuracy and their price on the real pruned graph."""
+    measured = {tuple(item["choice"]): item for item in picked["measured"]}
+    points = []
+    for i, choice in enumerate(front.choices):
+        item = measured.get(key := tuple(int(option) for option in choice))
+        costs = item["costs"] if item else {name: float(values[i]) for name, values in front.costs.items()}
+        points.append(
+            FrontPoint(
+                predicted_loss=float(front.loss[i]),
+                latency_s=costs["latency"],
+                energy_j=costs["energy"],
+                macs=costs["macs"],
+                size_bytes=costs["size"],
+                heldout_accuracy=item["heldout"] if item else None,
+                feasible=item["feasible"] if item else bool(front.feasible[i]),
+                chosen=list(key) == list(picked["choice"]),
+                is_dense=not np.any(choice),
+                choices=space.describe(choice) if item else {},
+            )
+        )
+    return FrontRecord(front.metric, dict(front.budgets), tuple(points), len(points), front.exact.gap).thinned()
+
+
+def _staircases(job: Job, plan: PruningPlan) -> tuple[StaircaseRecord, ...]:
+    return tuple(
+        staircase(
+            job.space.analysis,
+            job.machine,
+            variable.of,
+            tuple(option.count for option in variable.options),
+            chosen=len(plan.channels[variable.of]) if variable.of in plan.channels else None,
+        )
+        for variable in job.space.variables
+        if variable.kind == "channels"
+    )
+
+
+def _notes(
+    stored: Mapping[str, Any], before: SimulationResult, after: SimulationResult, front: Front
+) -> tuple[str, ...]:
+    """What a reader must know: how far the table that the search read was from the final price."""
+    final, table = stored["costs"][front.metric], stored["table_cost"]
+    return (
+        f"The search's price table said {table / stored['dense_costs'][front.metric]:.3f}x for the pick's "
+        f"{front.metric}; priced on the real pruned graph it is "
+        f"{final / stored['dense_costs'][front.metric]:.3f}x.",
+    )
