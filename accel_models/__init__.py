@@ -5,8 +5,8 @@
 True
 """
 
+from accel_models.pricing import Target
 from accel_models.registry import load_target, target, targets
 from accel_models.result import SimulationResult
-from accel_models.pricing import Target
 
 __all__ = ["SimulationResult", "Target", "load_target", "target", "targets"]

@@ -20,9 +20,7 @@ def component_names(components: tuple[str, ...]) -> tuple[str, ...]:
     return (*components, "static")
 
 
-def joules(
-    accesses: np.ndarray, latency_s: np.ndarray, spec: HardwareSpec, components: tuple[str, ...]
-) -> np.ndarray:
+def joules(accesses: np.ndarray, latency_s: np.ndarray, spec: HardwareSpec, components: tuple[str, ...]) -> np.ndarray:
     """Energy by component, (rows, components + 1); the last column is static energy.
 
     Args:

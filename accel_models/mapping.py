@@ -59,7 +59,9 @@ class Steps:
         return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in ARRAY_FIELDS})
 
     @staticmethod
-    def empty(names: tuple[str, ...], kernels: tuple[str, ...], rows: int, ports: int, components: int) -> dict[str, Any]:
+    def empty(
+        names: tuple[str, ...], kernels: tuple[str, ...], rows: int, ports: int, components: int
+    ) -> dict[str, Any]:
         """Zeroed arrays to fill, as keyword arguments of `Steps` (`parallel` is one)."""
         shape = (rows, len(names))
         arrays: dict[str, Any] = {name: np.zeros(shape) for name in ARRAY_FIELDS}

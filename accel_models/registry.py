@@ -90,8 +90,8 @@ def target(name: str, overrides: Mapping[str, Any] | None = None) -> Target:
 
 def load_target(path: Path, overrides: Mapping[str, Any] | None = None) -> Target:
     """The machine that a YAML file describes."""
-    from accel_models.spec import load_spec
     from accel_models.pricing import Target
+    from accel_models.spec import load_spec
 
     spec = load_spec(path, overrides)
     return Target(spec, family_class(spec.family)(spec))

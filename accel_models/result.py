@@ -54,7 +54,7 @@ class Prices:
     def concatenate(parts: Sequence[Prices]) -> Prices:
         if len(parts) == 1:
             return parts[0]
-        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _PRICE_ARRAYS}
+        arrays: dict[str, Any] = {n: np.concatenate([getattr(part, n) for part in parts]) for n in _PRICE_ARRAYS}
         return dataclasses.replace(parts[0], **arrays)
 
     def totals(self, candidates: int) -> dict[str, np.ndarray]:

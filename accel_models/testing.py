@@ -11,6 +11,7 @@ really moved over bandwidth, more work never costs less, rows do not depend on t
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -100,7 +101,8 @@ class TargetContract:
         for name in ("prologue_cycles", "tiles", "parallel", "floor_cycles", "mean_cycles", "slowest_cycles"):
             array = getattr(steps, name)
             assert array.shape == shape, name
-            assert np.isfinite(array).all() and (array >= 0).all(), name
+            assert np.isfinite(array).all(), name
+            assert (array >= 0).all(), name
         assert steps.port_bytes.shape == (*shape, len(machine.spec.ports))
         assert steps.accesses.shape == (len(rows), len(machine.family.components))
         assert (steps.parallel >= 1).all()
@@ -157,7 +159,7 @@ class TargetContract:
             machine.price(rows.replace(weight_density=np.full(len(rows), density))).cycles
             for density in (0.1, 0.25, 0.5, 0.75, 1.0)
         ]
-        for sparser, denser in zip(costs, costs[1:], strict=False):
+        for sparser, denser in itertools.pairwise(costs):
             assert (sparser <= denser * (1 + 1e-6)).all()
 
     def test_more_pixels_never_cost_less(self, machine: Target) -> None:
@@ -194,9 +196,7 @@ class TargetContract:
     def test_extremes(self, machine: Target) -> None:
         rows = self.rows(machine, 60)
         large = rows.replace(**{name: getattr(rows, name) * 64 for name in ("p", "q", "in_h", "in_w")})
-        large = large.replace(
-            input_elements=rows.input_elements * 4096, output_elements=rows.output_elements * 4096
-        )
+        large = large.replace(input_elements=rows.input_elements * 4096, output_elements=rows.output_elements * 4096)
         assert np.isfinite(machine.price(large).cycles).all()
 
     def test_a_graph_prints_and_survives_json(self, machine: Target) -> None:
@@ -216,6 +216,7 @@ class TargetContract:
 
     def test_numbers_carry_sources(self, machine: Target) -> None:
         for fit in machine.spec.fitted:
-            assert fit.rows and fit.bounds[0] <= fit.bounds[1]
+            assert fit.rows
+            assert fit.bounds[0] <= fit.bounds[1]
         assert len(machine.spec.fitted) <= 4
         assert dataclasses.is_dataclass(machine)

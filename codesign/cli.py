@@ -131,13 +131,14 @@ def prune(
     model: Annotated[str, typer.Argument(help="Zoo name.")],
     data: Data,
     out: Out,
-    method: Annotated[str, typer.Option(help="Pruning method; `codesign prune --list` shows them.")] = "magnitude",
+    method: Annotated[str, typer.Option(help="one_shot_magnitude or gradual_magnitude.")] = "gradual_magnitude",
     density: Annotated[float, typer.Option(help="Fraction of weights to keep, 0..1.")] = 0.3,
-    granularity: Annotated[str, typer.Option(help="weight, pattern or filter.")] = "weight",
+    granularity: Annotated[str, typer.Option(help="weight, pattern, kernel or filter.")] = "weight",
     target: Targets = ["ethos_u55_256"],  # noqa: B006
     weights: Weights = None,
     pretrained: Pretrained = False,
     epochs: Epochs = 2,
+    rate: Annotated[float, typer.Option("--lr", help="Peak learning rate of fine-tuning.")] = 0.02,
     seed: Seed = 0,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -148,7 +149,7 @@ def prune(
     subject = _subject(model, weights, pretrained, None, "error")
     prune_model(
         subject, data, out, method=method, density=density, granularity=granularity, targets=target, epochs=epochs,
-        seed=seed, device=device, overwrite=overwrite,
+        rate=rate, seed=seed, device=device, overwrite=overwrite,
     )  # fmt: skip
 
 

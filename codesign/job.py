@@ -20,7 +20,6 @@ import numpy as np
 
 from accel_models import SimulationResult, Target, target
 from codesign.budgets import parse_budgets, show
-from codesign.plans import make_plan, option_masks
 from codesign.search import Front, search
 from codesign.show import console
 from codesign.solve import Solution
@@ -36,8 +35,8 @@ if TYPE_CHECKING:
 
     from pruning.plan import PruningPlan
     from pruning.sensitivity import Sensitivity
-    from pruning.wiring import Wiring
     from workloads.data import ImageData
+    from workloads.sparsity import WeightSparsity
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,8 @@ class SearchConfig:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SearchConfig:
         """The inverse of `to_dict`, lists as tuples."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -212,21 +212,26 @@ class Job:
             raise PlanError(
                 f"nothing can be chosen: no channel group of {self.config.model} has several counts to offer"
             )
-        return dataclasses.replace(space, masks=option_masks(self.dense_model, self.wiring, space))
+        return dataclasses.replace(space, masks=self._masks(space))
+
+    def _masks(self, space: Space) -> dict[tuple[str, int], WeightSparsity]:
+        from pruning.plan import magnitude_masks
+
+        wanted = {
+            (variable.of, i): (option.density, option.granularity)
+            for variable in space.variables
+            if variable.kind == "weights"
+            for i, option in enumerate(variable.options)
+            if i
+        }
+        return magnitude_masks(self.dense_model, self.graph, wanted) if wanted else {}
 
     @cached_property
-    def wiring(self) -> Wiring:
-        from pruning.wiring import wire
+    def ranking(self) -> dict[str, tuple[int, ...]]:
+        """Units of each channel group, most important first, as the sensitivity phase measured them."""
+        from pruning.sensitivity import Sensitivity
 
-        return wire(self.dense_model, self.example)
-
-    @cached_property
-    def ranking(self) -> dict[str, np.ndarray]:
-        """Units of each channel group, most important first, by first-order effect on held-out training images."""
-        from pruning.importance import rank_units
-
-        groups = [variable.of for variable in self.space.variables if variable.kind == "channels"]
-        return rank_units(self.dense_model, self.wiring, "taylor", self.heldout, groups=groups)
+        return dict(Sensitivity.from_dict(self.study.read("sensitivity")["result"]).ranking)
 
     # ---- phases ----------------------------------------------------------------------------------------------------
 
@@ -249,30 +254,28 @@ class Job:
         return outcome
 
     def _sensitivity(self) -> Sensitivity:
-        from pruning.sensitivity import Options, Sensitivity, measure
+        from pruning.importance import rank_units
+        from pruning.sensitivity import Sensitivity, measure
 
-        channels: dict[str, tuple[int, ...]] = {}
-        densities: dict[str, tuple[float, ...]] = {}
-        for variable in self.space.variables:
-            if variable.kind == "channels":
-                channels[variable.of] = tuple(option.count for option in variable.options)
+        counts: dict[str, tuple[int, ...]] = {}
+        masks: dict[str, tuple[WeightSparsity, ...]] = {}
+        for v in self.space.variables:
+            if v.kind == "channels":
+                counts[v.of] = tuple(option.count for option in v.options)
             else:
-                densities[variable.of] = tuple(option.density for option in variable.options)
-        options = Options(channels, densities, self.config.granularity)
-        return self.study.phase(
-            "sensitivity",
-            lambda: measure(
-                self.dense_model, self.wiring, options, self.heldout, ranking=self.ranking, images=len(self.heldout),
-                device=self.device,
-            ),
-            lambda found: found.to_dict(),
-            Sensitivity.from_dict,
-        )  # fmt: skip
+                masks[v.of] = tuple(self.space.masks[v.of, i] for i in range(1, len(v.options)))
+
+        def compute() -> Sensitivity:
+            model, analysis = self.dense_model, self.space.analysis
+            order = rank_units(model, analysis, "taylor", self.heldout, groups=tuple(counts)) if counts else {}
+            return measure(model, analysis, counts, self.heldout, masks=masks, ranking=order, device=self.device)
+
+        return self.study.phase("sensitivity", compute, lambda found: found.to_dict(), Sensitivity.from_dict)
 
     def _search(self, sensitivity: Sensitivity) -> Front:
         def explore() -> Front:
             table = price_table(self.space, self.machine, sensitivity.monotone())
-            with _progress(self.screen, "searching") as tick:
+            with _Progress(self.screen, "searching") as tick:
                 return search(
                     table, self.budgets, generations=self.config.generations, seed=self.config.seed, progress=tick
                 )
@@ -293,7 +296,7 @@ class Job:
         from pruning.evaluation import accuracy
 
         found: list[dict[str, Any]] = []
-        with _progress(self.screen, "measuring candidates") as tick:
+        with _Progress(self.screen, "measuring candidates") as tick:
             for choice in self._candidates(front):
                 plan = self.plan(choice)
                 model = plan.apply(self.dense_model, self.example)
@@ -341,9 +344,18 @@ class Job:
         rest = [front.choices[i] for i in order if not np.array_equal(front.choices[i], best)]
         return [best, *rest[: 4 * self.config.measured]]
 
-    def plan(self, choice: Sequence[int]) -> PruningPlan:
+    def plan(self, choice: Sequence[int] | np.ndarray) -> PruningPlan:
         """A candidate as a plan: which channels stay, which weights."""
-        return make_plan(self.dense_model, self.wiring, self.space, choice, self.ranking, self.config.model)
+        from pruning.plan import make_plan
+
+        counts: dict[str, int] = {}
+        masks: dict[str, WeightSparsity] = {}
+        for variable, i in zip(self.space.variables, choice, strict=True):
+            if i and variable.kind == "channels":
+                counts[variable.of] = variable.options[i].count
+            elif i:
+                masks[variable.of] = self.space.masks[variable.of, int(i)]
+        return make_plan(self.config.model, self.space.analysis, counts, self.ranking, masks)
 
     def _finetune(self, plan: PruningPlan) -> tuple[nn.Module, dict[str, float]]:
         """The pruned network after fine-tuning, from its file if it is there."""
@@ -364,7 +376,7 @@ class Job:
             save_weights(model, path)
             return {"tuned_heldout": accuracy(model, self.heldout)}
 
-        tuned = self.study.phase("finetune", tune, dict, dict)
+        tuned = self.study.phase("finetune", tune, lambda x: x, lambda x: x)
         load_weights(model, path)
         return model, tuned
 
@@ -376,7 +388,7 @@ class Job:
             images = self.images("test")
             return {"dense_test": accuracy(self.dense_model, images), "test": accuracy(model, images)}
 
-        return self.study.phase("test", test, dict, dict)
+        return self.study.phase("test", test, lambda x: x, lambda x: x)
 
     def _outcome(
         self, plan: PruningPlan, model: nn.Module, pruned: SimulationResult, accuracies: Mapping[str, float]
@@ -505,13 +517,13 @@ def _cost_line(result: SimulationResult) -> str:
     return f"{show('latency', result.latency_s)}, {show('energy', result.energy_j)}, {result.macs / 1e6:.2f} M MACs"
 
 
-class _progress:
+class _Progress:
     """A progress bar that is called with (done, total)."""
 
     def __init__(self, screen: Console, title: str) -> None:
         from rich.progress import Progress
 
-        self._bar, self._title = Progress(console=screen, transient=True), title
+        self._bar, self._title = Progress(console=screen, transient=True, disable=not screen.is_terminal), title
 
     def __enter__(self) -> Callable[[int, int], None]:
         self._bar.start()

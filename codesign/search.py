@@ -145,7 +145,7 @@ def _evolve(
     others = [name for name in budgets if name != metric]
     scale = float(table.cost(np.zeros((1, len(table.names)), int))[metric][0]) or 1.0
 
-    class Choosing(Problem):  # type: ignore[misc]
+    class Choosing(Problem):
         def __init__(self) -> None:
             upper = np.array(table.options) - 1
             super().__init__(n_var=len(upper), n_obj=2, n_ieq_constr=len(others), xl=0, xu=upper, vtype=int)
@@ -158,7 +158,7 @@ def _evolve(
             if others:
                 out["G"] = np.stack([costs[name] / budgets[name] - 1 for name in others], axis=1)
 
-    class Report(Callback):  # type: ignore[misc]
+    class Report(Callback):
         def notify(self, algorithm: NSGA2) -> None:
             if progress:
                 progress(int(algorithm.n_gen), generations)

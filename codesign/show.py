@@ -159,9 +159,8 @@ def parse_changes(changes: Sequence[str]) -> dict[str, float]:
 def validation(names: Sequence[str], store: bool) -> None:
     """Published rows beside predictions, and each target's error."""
     from accel_models import targets as known
-    from accel_models.validation.compare import compare
+    from accel_models.validation.compare import compare, summary
     from accel_models.validation.compare import store as write
-    from accel_models.validation.compare import summary
 
     screen, results = console(), {}
     for name in names or known():

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal, cast
 
 from workloads.errors import ConfigError
 from workloads.graph import LayerGraph
@@ -30,9 +30,8 @@ class Subject:
     module: nn.Module | None = None
     example: Tensor | None = None
     saved: LayerGraph | None = None
-    on_unknown: str = "error"
+    on_unknown: Literal["error", "vector"] = "error"
     weights: str = "random"
-    options: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def named(
@@ -50,17 +49,18 @@ class Subject:
         """
         if on_unknown not in ("error", "vector"):
             raise ConfigError(f"--unknown {on_unknown!r}: must be error or vector")
+        unknown = cast(Literal["error", "vector"], on_unknown)
         if name.endswith(".json"):
             if weights or pretrained:
                 raise ConfigError(f"{name}: a layer graph takes no weights; lower the model with its weights instead")
             return cls(name, saved=LayerGraph.load(Path(name)))
         if ":" in name:
-            return _imported(name, weights, shape, on_unknown)
+            return _imported(name, weights, shape, unknown)
         from workloads.models import build, example_input
 
         module = build(name, weights=weights, pretrained=pretrained)
         source = str(weights) if weights else ("pretrained" if pretrained else "random")
-        return cls(name, module, example_input(name), on_unknown=on_unknown, weights=source)
+        return cls(name, module, example_input(name), on_unknown=unknown, weights=source)
 
     @cached_property
     def graph(self) -> LayerGraph:
@@ -69,8 +69,8 @@ class Subject:
             return self.saved
         from workloads.lowering import lower
 
-        assert self.module is not None and self.example is not None
-        return lower(self.module, (self.example,), on_unknown=self.on_unknown, name=self.name)
+        module, example = self.needs_module("lowering")
+        return lower(module, (example,), on_unknown=self.on_unknown, name=self.name)
 
     def needs_module(self, command: str) -> tuple[nn.Module, Tensor]:
         """The module and example, for what a graph alone cannot do."""
@@ -79,7 +79,7 @@ class Subject:
         return self.module, self.example
 
 
-def _imported(name: str, weights: Path | None, shape: str | None, on_unknown: str) -> Subject:
+def _imported(name: str, weights: Path | None, shape: str | None, on_unknown: Literal["error", "vector"]) -> Subject:
     """A user's own model, `package.module:function`; the function is called without arguments."""
     import torch
 

@@ -78,6 +78,11 @@ def accuracy(model: nn.Module, data: ImageData, batch_size: int = 500, limit: in
     return evaluate(model, data, batch_size=batch_size, limit=limit).accuracy
 
 
+def evaluate_loss(model: nn.Module, data: ImageData, batch_size: int = 500, limit: int | None = None) -> float:
+    """Mean cross entropy in float32, in nats; `evaluate` says more."""
+    return evaluate(model, data, batch_size=batch_size, limit=limit).loss
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     """The model in eval mode; afterwards every module is in the mode that it was in."""

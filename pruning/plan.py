@@ -8,16 +8,19 @@ smaller module: a copy whose parameters, buffers and attributes are cut, then ba
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workloads.errors import CodesignError, ConfigError, PlanError
+from workloads.errors import CodesignError, ConfigError, PlanError, ShapeError
 from workloads.sparsity import WeightSparsity
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from workloads.channels import ChannelAnalysis
+    from workloads.graph import LayerGraph
 
 FORMAT = "codesign.pruning_plan"
 VERSION = 1
@@ -31,7 +34,8 @@ class PruningPlan:
         model: its name, for people; `apply` checks sizes, not names.
         channels: channel group -> units that stay, ascending, at least one.
         units: how many units each of these groups has in the dense model.
-        masks: layer -> zeros of its weight (K, C / groups, R, S) *as it is after channels were removed*.
+        masks: layer -> zeros of its weight (K, C / groups, R, S), in the shape of the dense model; where channels go
+            too, what counts is the part that stays.
         notes: lines for people, such as how the plan came about.
 
     >>> plan = PruningPlan("tiny", {"conv1": (0, 2)}, {"conv1": 3})
@@ -52,7 +56,9 @@ class PruningPlan:
         for group, kept in self.channels.items():
             size = self.units[group]
             if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= size:
-                raise PlanError(f"plan: group {group!r} keeps {kept}, needs ascending units in 0..{size - 1}, one or more")
+                raise PlanError(
+                    f"plan: group {group!r} keeps {kept}, needs ascending units in 0..{size - 1}, one or more"
+                )
 
     @property
     def removed(self) -> dict[str, int]:
@@ -169,3 +175,71 @@ _FORMS = (
     ("masks", lambda v: isinstance(v, dict), "objects by layer"),
     ("notes", lambda v: isinstance(v, list) and all(isinstance(item, str) for item in v), "a list of texts"),
 )
+
+
+# ---- making plans ----------------------------------------------------------------------------------------------------
+
+
+def make_plan(
+    model: str,
+    analysis: ChannelAnalysis,
+    counts: Mapping[str, int],
+    ranking: Mapping[str, Sequence[int]],
+    masks: Mapping[str, WeightSparsity] | None = None,
+    notes: Sequence[str] = (),
+) -> PruningPlan:
+    """The plan that keeps, of each named group, the first `count` units of its ranking.
+
+    Args:
+        model: its name.
+        analysis: of its graph.
+        counts: channel group -> how many units stay.
+        ranking: channel group -> units, most important first.
+        masks: layer -> zeros of its dense weight.
+
+    Raises:
+        PlanError: a count that is impossible, a group without ranking, or nothing to remove.
+    """
+    channels = {}
+    for name, count in counts.items():
+        group = analysis.group(name)
+        group.check(count)
+        if name not in ranking:
+            raise PlanError(f"no ranking of channel group {name!r}; make one with pruning.importance.rank_units")
+        channels[name] = tuple(sorted(int(unit) for unit in ranking[name][:count]))
+    units = {name: analysis.group(name).size for name in channels}
+    plan = PruningPlan(model, channels, units, dict(masks or {}), tuple(notes))
+    if plan.is_empty:
+        raise PlanError(f"a plan for {model!r} that removes nothing: every count is that of the dense model")
+    return plan
+
+
+def magnitude_masks(
+    model: nn.Module, graph: LayerGraph, wanted: Mapping[tuple[str, int], tuple[float, str]]
+) -> dict[tuple[str, int], WeightSparsity]:
+    """Exact masks that keep the weights of largest magnitude.
+
+    Args:
+        model: the graph was made from it.
+        wanted: (layer, any number) -> (density, granularity).
+
+    Returns:
+        For each key the zeros, (K, C / groups, R, S) of the dense weight.
+
+    Raises:
+        PlanError, ShapeError: a layer without weights, a density or granularity that does not fit.
+    """
+    from pruning.granularity import mask
+    from pruning.surgery import by_filter
+    from pruning.wiring import wire
+
+    wiring = wire(model, graph)
+    found: dict[tuple[str, int], WeightSparsity] = {}
+    for (layer, number), (density, granularity) in wanted.items():
+        weight = by_filter(model.get_parameter(wiring.weight_of(layer)).detach(), graph[layer])
+        try:
+            kept = mask(weight, density, granularity)
+        except (PlanError, ShapeError) as error:
+            raise type(error)(f"layer {layer!r}: {error}") from error
+        found[layer, number] = WeightSparsity.from_mask(kept.cpu().numpy())
+    return found

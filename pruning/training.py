@@ -23,13 +23,15 @@ from torch import Tensor, nn
 from pruning import checkpoint as checkpoints
 from pruning import masks
 from pruning.devices import autocast, pick_device, pick_precision, place
-from pruning.evaluation import cross_entropy, evaluate
+from pruning.evaluation import accuracy, cross_entropy, evaluate, evaluate_loss
 from pruning.schedule import CosineSchedule
 from workloads.data import ImageData
 from workloads.errors import ConfigError
 
 if TYPE_CHECKING:
     from pruning.methods.base import Pruner
+
+__all__ = ["Distillation", "Epoch", "FitResult", "accuracy", "evaluate", "evaluate_loss", "fit"]
 
 
 @dataclass(frozen=True)

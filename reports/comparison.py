@@ -15,6 +15,7 @@ from accel_models.result import LayerPrice, SimulationResult, describe_error
 from accel_models.validation import ErrorBar
 from reports.codec import Record
 from reports.reasons import SAME, Pair, why_not_faster
+from reports.spending import bound_by, spent_in_all
 from workloads.errors import ConfigError
 
 
@@ -107,10 +108,11 @@ class Comparison(Record):
         return self._both(lambda layer: layer.macs * layer.density)
 
     @cached_property
-    def lost(self) -> dict[str, tuple[float, float]]:
+    def spent(self) -> dict[str, tuple[float, float]]:
         """Cycles by what they were spent on, before and after; sums to `cycles`."""
-        causes = dict.fromkeys(cause for layer in self.layers for cause in layer.any.lost)
-        return {cause: self._both(lambda layer, c=cause: layer.lost.get(c, 0.0)) for cause in causes}  # type: ignore[misc]
+        before = spent_in_all(change.before for change in self.layers if change.before)
+        after = spent_in_all(change.after for change in self.layers if change.after)
+        return {cause: (before[cause], after[cause]) for cause in before}
 
     @property
     def speedup(self) -> float | None:
@@ -144,7 +146,7 @@ class Comparison(Record):
         for change in filter(lambda change: change.costs_time, self.layers):
             before, after = (side.latency_s * 1e6 if side else 0.0 for side in (change.before, change.after))
             gain = f"{change.speedup:7.2f}x" if change.speedup else " " * 8
-            bound = " -> ".join(dict.fromkeys(side.bound for side in (change.before, change.after) if side))
+            bound = " -> ".join(dict.fromkeys(bound_by(side) for side in (change.before, change.after) if side))
             reason = "; ".join(filter(None, (bound, change.why)))
             lines.append(f"{change.name:{wide}} {before:12.1f} {after:12.1f} {gain}  {reason}")
         before, after = self.latency_s
@@ -197,7 +199,7 @@ class TargetRow:
     """One network on one machine: totals.
 
     Attributes:
-        lost: cycles by what they were spent on.
+        spent: cycles by what they were spent on.
         bound: share of the time by what bounds the layers, largest first.
     """
 
@@ -208,14 +210,15 @@ class TargetRow:
     cycles: float
     latency_s: float
     energy_j: float
-    lost: Mapping[str, float]
+    spent: Mapping[str, float]
     bound: Mapping[str, float]
     error: ErrorBar | None
     notes: tuple[str, ...] = ()
 
     @property
     def utilization(self) -> float:
-        return self.lost.get("useful", 0.0) / self.cycles if self.cycles else 0.0
+        """Cycles spent on multiplications over all."""
+        return self.spent.get("useful", 0.0) / self.cycles if self.cycles else 0.0
 
     @property
     def interval_s(self) -> tuple[float, float] | None:
@@ -271,7 +274,7 @@ def _target_row(result: SimulationResult) -> TargetRow:
         cycles=result.cycles,
         latency_s=result.latency_s,
         energy_j=result.energy_j,
-        lost=result.lost_by_cause(),
+        spent=spent_in_all(result.layers),
         bound=bound_shares(result),
         error=result.error,
         notes=result.notes,
@@ -283,5 +286,5 @@ def bound_shares(result: SimulationResult) -> dict[str, float]:
     found: dict[str, float] = {}
     for layer in result.layers:
         if layer.cycles > 0:
-            found[layer.bound] = found.get(layer.bound, 0.0) + layer.cycles / result.cycles
+            found[bound_by(layer)] = found.get(bound_by(layer), 0.0) + layer.cycles / result.cycles
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))

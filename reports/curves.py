@@ -1,4 +1,4 @@
-"""Records that need a machine: the roofline of a result, the staircase of a channel group."""
+"""Records that are computed: the roofline of a result, the staircase of a channel group, the table of a plan."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import numpy as np
 from accel_models.pricing import Target
 from accel_models.result import SimulationResult
 from accel_models.spec import HardwareSpec
-from reports.records import RooflinePoint, RooflineRecord, StaircaseRecord
+from reports.records import PlanGroup, PlanMask, PlanRecord, RooflinePoint, RooflineRecord, StaircaseRecord
 from workloads.errors import ConfigError
 from workloads.graph import PRECISIONS
 
 if TYPE_CHECKING:
+    from pruning.plan import PruningPlan
     from workloads.channels import ChannelAnalysis
 
 
@@ -85,9 +86,13 @@ def staircase(
         analysis: of the graph in a precision that the machine has.
         offered: counts that a search may choose; they are priced whatever `most` says.
         most: counts to price; a wider group is priced at evenly spread counts.
+
+    Raises:
+        PlanError: no such group.
     """
-    size = next(each.size for each in analysis.groups if each.name == group)
-    spread = np.unique(np.linspace(1, size, min(size, most)).round().astype(int))
+    found = analysis.group(group)
+    priced = min(found.size - found.minimum + 1, most)
+    spread = np.unique(np.linspace(found.minimum, found.size, priced).round().astype(int))
     counts = np.union1d(spread, np.array([*offered, *([chosen] if chosen else [])], int))
     columns = analysis.columns(counts[:, None], (group,))
     latency_s = machine.price(columns, analysis.source.topology).totals(len(counts))["latency_s"]
@@ -99,3 +104,20 @@ def staircase(
         offered=tuple(int(count) for count in sorted(offered)),
         chosen=chosen,
     )
+
+
+def plan_record(plan: PruningPlan, analysis: ChannelAnalysis | None = None, granularity: str = "") -> PlanRecord:
+    """A plan as the table of a report.
+
+    Args:
+        analysis: of the dense graph, to name the layers of each group.
+        granularity: of the plan's masks, if it is one for all.
+    """
+    groups = tuple(
+        PlanGroup(name, len(kept), plan.units[name], analysis.group(name).producers if analysis else ())
+        for name, kept in plan.channels.items()
+    )
+    masks = tuple(
+        PlanMask(layer, granularity, int(zeros.nonzeros), int(zeros.elements)) for layer, zeros in plan.masks.items()
+    )
+    return PlanRecord(groups, masks)

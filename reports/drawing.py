@@ -26,12 +26,13 @@ BLUE, ORANGE, GREEN, RED, SKY, PURPLE, GREY = (
     "#CC79A7",
     "#777777",
 )
-CAUSES: Mapping[str, tuple[str, str, str]] = {  # cause: (what readers call it, colour, hatch)
-    "useful": ("useful work", BLUE, ""),
-    "padding": ("padding to blocks", ORANGE, "////"),
-    "imbalance": ("load imbalance", PURPLE, "xxxx"),
-    "memory": ("waiting for memory", GREEN, "...."),
-    "launch": ("launch and set-up", RED, "\\\\\\\\"),
+CAUSE_LOOKS: Mapping[str, tuple[str, str]] = {  # cause of `spending`: (colour, hatch)
+    "useful": (BLUE, ""),
+    "elementwise": (SKY, "--"),
+    "padding": (ORANGE, "////"),
+    "imbalance": (PURPLE, "xxxx"),
+    "memory": (GREEN, "|"),
+    "launch": (RED, "\\\\\\\\"),
 }
 STYLE: Mapping[str, Any] = {
     "font.family": "sans-serif",
@@ -102,7 +103,9 @@ def svg(figure: Figure, title: str) -> str:
     text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text)  # known to an HTML parser
     referenced = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', text))
     text = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in referenced else "", text)
-    return text.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)
+    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, count=1, flags=re.DOTALL)  # would style the page
+    look = "stroke-linejoin: round; stroke-linecap: butt"
+    return text.replace("<svg", f'<svg role="img" aria-label="{escape(title)}" style="{look}"', 1)
 
 
 def _save(figure: Figure, kind: str, metadata: Mapping[str, Any]) -> bytes:

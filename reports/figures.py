@@ -14,15 +14,16 @@ import numpy as np
 
 from accel_models.result import LayerPrice, SimulationResult
 from reports.comparison import Comparison, LayerChange, TargetTable
-from reports.drawing import BLUE, CAUSES, GREEN, GREY, ORANGE, RED, SKY, caption, new_figure, styled
+from reports.drawing import BLUE, CAUSE_LOOKS, GREEN, GREY, ORANGE, RED, caption, new_figure, styled
 from reports.numbers import SCALES, TIME, digits, quantity, shorten, unit_of
 from reports.records import FrontPoint, FrontRecord, RooflineRecord, StaircaseRecord
+from reports.spending import CAUSES, spent_in_all
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_BARS = 40  # layers in a bar chart; the least important of a longer network are drawn as one
+MOST_BARS = 32  # layers in a bar chart; the least important of a longer network are drawn as one
 AXIS_NAMES = {"latency": "latency", "energy": "energy", "macs": "multiply-accumulates", "size": "stored weights"}
 
 
@@ -33,17 +34,16 @@ def layer_bars(comparison: Comparison, note: str) -> Figure:
     """Time of every layer before (upper bar) and after (lower bar), split by what it was spent on."""
     changes = [change for change in comparison.layers if change.costs_time]
     rows = [(label, [_times(side) for side in sides]) for label, sides in _most_important(changes)]
-    total = {cause: values for cause, values in comparison.lost.items()}
-    whole = [{cause: values[i] / comparison.clock_hz for cause, values in total.items()} for i in (0, 1)]
-    return _bars([("whole network", whole)], rows, note, ("upper bar: before", "lower bar: after"))
+    whole = [{cause: values[i] / comparison.clock_hz for cause, values in comparison.spent.items()} for i in (0, 1)]
+    return _bars([("whole network", whole)], rows, note, "upper bar: before, lower: after")
 
 
 def simulation_bars(result: SimulationResult, note: str) -> Figure:
     """Time of every layer of one simulation, split by what it was spent on."""
     changes = [LayerChange(layer.name, layer, None) for layer in result.layers if layer.cycles > 0]
     rows = [(label, [_times(sides[0])]) for label, sides in _most_important(changes)]
-    whole = {cause: cycles / result.clock_hz for cause, cycles in result.lost_by_cause().items()}
-    return _bars([("whole network", [whole])], rows, note, ())
+    whole = {cause: cycles / result.clock_hz for cause, cycles in spent_in_all(result.layers).items()}
+    return _bars([("whole network", [whole])], rows, note, "")
 
 
 Sides = tuple[list[LayerPrice], list[LayerPrice]]
@@ -66,17 +66,14 @@ def _sides(changes: Sequence[LayerChange]) -> Sides:
 
 def _times(layers: Sequence[LayerPrice]) -> dict[str, float]:
     """Seconds by cause, summed over layers."""
-    found = dict.fromkeys(CAUSES, 0.0)
-    for layer in layers:
-        for cause, cycles in layer.lost.items():
-            found[cause] += cycles * (layer.latency_s / layer.cycles if layer.cycles else 0.0)
-    return found
+    cycles, latency_s = (sum(getattr(layer, name) for layer in layers) for name in ("cycles", "latency_s"))
+    return {cause: part * latency_s / cycles if cycles else 0.0 for cause, part in spent_in_all(layers).items()}
 
 
-def _bars(top: Rows, rows: Rows, note: str, legend: Sequence[str]) -> Figure:
+def _bars(top: Rows, rows: Rows, note: str, legend: str) -> Figure:
     """Stacked horizontal bars: the whole network above, its layers below, each with its own scale."""
     bars = max(len(values) for _, values in rows)
-    step = 0.15 * bars + 0.09
+    step = 0.11 * bars + 0.07
     heights = [step + 0.55, step * len(rows) + 0.35]
     with styled():
         figure, (upper, lower) = new_figure(sum(heights) + 0.75, rows=2, height_ratios=heights)
@@ -91,14 +88,17 @@ def _stack(axes: Axes, rows: Rows) -> None:
     size, unit = unit_of([sum(values.values()) for _, sides in rows for values in sides], TIME)
     bars = max(len(sides) for _, sides in rows)
     thick = 0.8 / bars
-    for cause, (_, colour, hatch) in CAUSES.items():
-        for side in range(bars):
-            before = [sum(_upto(sides[side], cause)) / size for _, sides in rows]
-            length = [max(sides[side].get(cause, 0.0), 0.0) / size for _, sides in rows]
-            place = [i - 0.4 + thick * (side + 0.5) for i in range(len(rows))]
-            axes.barh(
-                place, length, thick * 0.94, left=before, color=colour, hatch=hatch, edgecolor="white", linewidth=0.3
-            )
+    for cause, (colour, hatch) in CAUSE_LOOKS.items():
+        parts = [
+            (i - 0.4 + thick * (side + 0.5), values[cause] / size, sum(_before(values, cause)) / size)
+            for i, (_, sides) in enumerate(rows)
+            for side, values in enumerate(sides)
+            if values.get(cause, 0.0) > 0
+        ]
+        if parts:
+            place, length, start = zip(*parts, strict=True)
+            look: Any = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.3}
+            axes.barh(place, length, thick * 0.94, left=start, **look)
     axes.set_yticks(range(len(rows)), [label for label, _ in rows], fontsize=8)
     axes.set_ylim(len(rows) - 0.45, -0.55)
     axes.set_xlim(left=0)
@@ -107,13 +107,13 @@ def _stack(axes: Axes, rows: Rows) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def _upto(values: Mapping[str, float], cause: str) -> list[float]:
+def _before(values: Mapping[str, float], cause: str) -> list[float]:
     """What is stacked before a cause."""
     order = list(CAUSES)
     return [max(values.get(name, 0.0), 0.0) for name in order[: order.index(cause)]]
 
 
-def _cause_legend(figure: Figure, drawn: Sequence[Mapping[str, float]], extra: Sequence[str]) -> None:
+def _cause_legend(figure: Figure, drawn: Sequence[Mapping[str, float]], extra: str) -> None:
     """The causes that occur, and words on which bar is which."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -121,11 +121,21 @@ def _cause_legend(figure: Figure, drawn: Sequence[Mapping[str, float]], extra: S
     total = sum(sum(values.values()) for values in drawn)
     used = [cause for cause in CAUSES if sum(values.get(cause, 0.0) for values in drawn) > 1e-6 * total]
     handles: list[Any] = [
-        Patch(facecolor=CAUSES[cause][1], hatch=CAUSES[cause][2], edgecolor="white", label=CAUSES[cause][0])
+        Patch(facecolor=CAUSE_LOOKS[cause][0], hatch=CAUSE_LOOKS[cause][1], edgecolor="white", label=CAUSES[cause])
         for cause in used
     ]
-    handles += [Line2D([], [], linestyle="none", label=text) for text in extra]
-    figure.legend(handles=handles, loc="outside upper left", ncols=4, handlelength=1.6, columnspacing=1.4)
+    if extra:
+        handles.append(Line2D([], [], linestyle="none", label=extra))
+    figure.legend(handles=handles, loc="outside upper left", ncols=3, handlelength=1.6, columnspacing=1.4)
+
+
+def _shared_legend(figure: Figure, panels: Sequence[Axes]) -> None:
+    """One legend above all panels, every label once."""
+    known: dict[str, Any] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            known.setdefault(label, handle)
+    figure.legend(known.values(), known.keys(), loc="outside upper left", ncols=6, columnspacing=1.0, handletextpad=0.4)
 
 
 # ---- front ----------------------------------------------------------------------------------------------------------
@@ -142,45 +152,45 @@ def front_figure(front: FrontRecord, note: str) -> Figure:
         line = [front.points[i] for i in front.frontier]
         panels[0].plot(
             [(front.cost(point) or 0) / size for point in line], [point.predicted_loss for point in line],
-            color=GREY, linewidth=0.9, zorder=2, label="front", drawstyle="steps-post",
+            color="black", linewidth=0.9, zorder=2.5, label="front", drawstyle="steps-post",
         )  # fmt: skip
         panels[0].set_ylabel("expected rise of the loss")
         panels[0].set_title("predicted: all candidates")
         if measured:
             _scatter(panels[1], front, [(point, (point.heldout_accuracy or 0.0) * 100) for point in measured], size)
-            panels[1].set_ylabel("held-out accuracy before fine-tuning (%)")
-            panels[1].set_title("measured: some candidates")
+            panels[1].set_ylabel("held-out accuracy (%)")
+            panels[1].set_title("measured before fine-tuning: some candidates")
         for axes in panels:
             axes.set_xlabel(" ".join(filter(None, (AXIS_NAMES[front.metric], f"({unit})" if unit else ""))))
-        handles = {
-            text: handle for axes in panels for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
-        figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=4)
+        _shared_legend(figure, panels)
         caption(figure, note)
     return figure
 
 
+POINT_LOOKS: Mapping[str, tuple[str, Any]] = {  # kind of a point: (legend, how it is drawn)
+    "infeasible": ("breaks a budget", {"marker": "x", "color": GREY, "linewidths": 0.7, "zorder": 2.1}),
+    "feasible": (
+        "keeps the budget",
+        {"marker": "o", "facecolors": "none", "edgecolors": BLUE, "linewidths": 0.8, "zorder": 2.2},
+    ),
+    "dense": ("dense network", {"marker": "s", "color": "black", "s": 36, "zorder": 3}),
+    "chosen": (
+        "the pick",
+        {"marker": "*", "facecolors": ORANGE, "edgecolors": "black", "s": 150, "linewidths": 0.8, "zorder": 4},
+    ),
+}
+
+
 def _scatter(axes: Axes, front: FrontRecord, points: Sequence[tuple[FrontPoint, float]], size: float) -> None:
     """Points by kind, the budget as a line with what lies beyond shaded."""
-    many = len(points) > 100
-    kinds: list[tuple[str, Any, dict[str, Any]]] = [
-        ("breaks a budget", lambda p: not p.feasible and not p.is_dense and not p.chosen,
-         {"marker": "x", "color": GREY, "s": 10 if many else 24, "linewidths": 0.7, "zorder": 2.1}),
-        ("keeps the budget", lambda p: p.feasible and not p.is_dense and not p.chosen,
-         {"marker": "o", "facecolors": "none", "edgecolors": BLUE, "s": 10 if many else 28, "linewidths": 0.8, "zorder": 2.2}),
-        ("dense network", lambda p: p.is_dense, {"marker": "s", "color": "black", "s": 36, "zorder": 3}),
-        ("the pick", lambda p: p.chosen,
-         {"marker": "*", "facecolors": ORANGE, "edgecolors": "black", "s": 150, "linewidths": 0.8, "zorder": 4}),
-    ]  # fmt: skip
-    for label, belongs, look in kinds:
-        chosen = [(front.cost(point), y) for point, y in points if belongs(point) and front.cost(point) is not None]
+    for kind, (label, look) in POINT_LOOKS.items():
+        chosen = [(cost / size, y) for p, y in points if p.kind == kind and (cost := front.cost(p)) is not None]
         if chosen:
-            x, y = zip(*chosen, strict=True)
-            axes.scatter(np.array(x, float) / size, y, label=label, **look)
+            axes.scatter(*zip(*chosen, strict=True), label=label, **{"s": 10 if len(points) > 100 else 26, **look})
     if front.metric in front.budgets:
         limit = front.budgets[front.metric] / size
-        axes.axvline(limit, color=RED, linestyle="--", linewidth=1, label="budget", zorder=1.9)
         right = max(axes.get_xlim()[1], limit * 1.05)
+        axes.axvline(limit, color=RED, linestyle="--", linewidth=1, label="budget", zorder=1.9)
         axes.axvspan(limit, right, facecolor=RED, alpha=0.06, linewidth=0)
         axes.set_xlim(right=right)
 
@@ -188,45 +198,47 @@ def _scatter(axes: Axes, front: FrontRecord, points: Sequence[tuple[FrontPoint, 
 # ---- roofline -------------------------------------------------------------------------------------------------------
 
 
+NETWORK_LOOKS: Sequence[Any] = (
+    {"marker": "o", "facecolors": "none", "edgecolors": BLUE},
+    {"marker": "^", "facecolors": ORANGE, "edgecolors": "black"},
+)
+
+
 def roofline_figure(records: Sequence[tuple[str, RooflineRecord]], note: str) -> Figure:
-    """Layers under the roof, up to two networks (before, after) on one machine; numbers name the costliest layers."""
+    """Layers under the roof, one or two networks (before, after) on one machine; numbers name the costliest layers."""
     first = records[0][1]
-    intensities = [point.intensity for _, record in records for point in record.points] or [first.ridge]
-    left = min(*intensities, first.ridge) / 3
-    right = max(*intensities, first.ridge) * 4
+    intensities = [first.ridge, *(point.intensity for _, record in records for point in record.points)]
+    left, right = min(intensities) / 3, max(intensities) * 4
     x = np.geomspace(left, right, 200)
     size, unit = unit_of([first.peak], SCALES["macs"])
     with styled():
         figure, (axes,) = new_figure(4.2)
         axes.plot(x, [first.roof(v) / size for v in x], color="black", linewidth=1.4)
-        looks = (
-            {"marker": "o", "facecolors": "none", "edgecolors": BLUE},
-            {"marker": "^", "facecolors": ORANGE, "edgecolors": "black"},
-        )
-        for (label, record), look in zip(records, looks, strict=False):
+        for (label, record), look in zip(records, NETWORK_LOOKS, strict=False):
             axes.scatter(
                 [point.intensity for point in record.points],
                 [point.achieved / size for point in record.points],
                 s=[14 + 500 * point.share for point in record.points],
                 label=label, linewidths=0.9, zorder=3, alpha=0.85, **look,
             )  # fmt: skip
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+        for axis, scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
+            scale("log")
+            axis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_xlim(left, right)
         axes.set_ylim(top=first.peak / size * 2.2)
         axes.set_xlabel(f"multiplications performed per byte through {first.memory}")
-        axes.set_ylabel(f"{unit}MAC/s achieved")
+        axes.set_ylabel(f"achieved ({unit}MAC/s)")
         axes.set_title(
             f"roof: {digits(first.peak / size)} {unit}MAC/s ({first.precision}), "
             f"{first.memory} {quantity(first.bandwidth, SCALES['size'])}/s"
         )
-        _number_layers(figure, axes, records[-1][1], size)
+        _number_layers(figure, axes, *records[-1], size)
         caption(figure, note)
     return figure
 
 
-def _number_layers(figure: Figure, axes: Axes, record: RooflineRecord, size: float, most: int = 8) -> None:
-    """Numbers beside the points with most time, their names in the legend; equal points share a number."""
+def _number_layers(figure: Figure, axes: Axes, label: str, record: RooflineRecord, size: float, most: int = 8) -> None:
+    """Numbers beside the points with most time, their names in the legend; points in one place share a number."""
     from matplotlib.lines import Line2D
 
     places: dict[tuple[str, str], list[int]] = {}
@@ -234,19 +246,31 @@ def _number_layers(figure: Figure, axes: Axes, record: RooflineRecord, size: flo
         places.setdefault((f"{point.intensity:.2g}", f"{point.achieved:.2g}"), []).append(i)
     share = {place: sum(record.points[i].share for i in members) for place, members in places.items()}
     handles, labels = axes.get_legend_handles_labels()
+    markers = len(handles)
+    taken: list[Any] = []
     for number, place in enumerate(sorted(places, key=lambda p: (-share[p], p))[:most], 1):
         members = places[place]
         point = record.points[members[0]]
-        axes.annotate(
-            str(number), (point.intensity, point.achieved / size), xytext=(0, -11 if number % 2 else 8),
-            textcoords="offset points", fontsize=7.5, ha="center", zorder=5,
-        )  # fmt: skip
-        more = f" and {len(members) - 1} alike" if len(members) > 1 else ""
+        taken.append(_number(axes, number, (point.intensity, point.achieved / size), taken))
+        more = f" + {len(members) - 1} alike" if len(members) > 1 else ""
         handles.append(Line2D([], [], linestyle="none"))
-        labels.append(f"{number}  {shorten(point.name, 22)}{more} ({share[place]:.0%})")
-    for handle in handles[: len(handles) - min(len(places), most)]:
-        handle.set_sizes([30])
-    legend = figure.legend(handles, labels, loc="outside right upper", handlelength=1, title="share of the time")
+        labels.append(f"{number}  {shorten(point.name, 22)}{more}, {share[place]:.0%}")
+    title = f"share of the time\n({label})" if label else "share of the time"
+    legend = figure.legend(handles, labels, loc="outside right upper", handlelength=1, title=title)
+    for handle in legend.legend_handles[:markers]:
+        handle.set_sizes([30])  # type: ignore[union-attr]
+
+
+def _number(axes: Axes, number: int, place: tuple[float, float], taken: Sequence[Any]) -> Any:
+    """Write a number beside a point where no other one stands; where it stands, in pixels."""
+    x, y = axes.transData.transform(place)
+    offsets = [(0, -12), (0, 9), (11, -3), (-11, -3), (0, -22), (0, 19), (21, -3), (-21, -3)]
+    free = [o for o in offsets if all(math.dist((x + o[0], y + o[1]), other) > 9 for other in taken)]
+    dx, dy = (free or offsets)[0]
+    look: Any = {"textcoords": "offset points", "fontsize": 7.5, "ha": "center", "zorder": 5}
+    ground = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.6}
+    axes.annotate(str(number), place, xytext=(dx, dy), bbox=ground, **look)
+    return x + dx, y + dy
 
 
 # ---- staircases -----------------------------------------------------------------------------------------------------
@@ -258,19 +282,14 @@ def staircase_figure(records: Sequence[StaircaseRecord], note: str) -> Figure:
     rows = math.ceil(len(records) / columns)
     size, unit = unit_of([value for record in records for value in record.latency_s], TIME)
     with styled():
-        figure, panels = new_figure(1.75 * rows + 0.8, rows=rows, columns=columns)
+        figure, panels = new_figure(1.75 * rows + 0.8, rows=rows, columns=columns, sharey=True)
         for axes, record in zip(panels, records, strict=False):
             _stairs(axes, record, size)
             axes.set_title(shorten(record.group, 40), fontsize=8.5)
         for axes in panels[len(records) :]:
             axes.set_visible(False)
         figure.supylabel(f"latency of the network ({unit})", fontsize=9)
-        handles = {
-            text: h
-            for axes in panels[: len(records)]
-            for h, text in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
-        figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=4)
+        _shared_legend(figure, panels)
         caption(figure, note)
     return figure
 
@@ -291,7 +310,6 @@ def _stairs(axes: Axes, record: StaircaseRecord, size: float) -> None:
             [record.chosen], [known[record.chosen]], marker="*", s=110, facecolors=ORANGE, edgecolors="black",
             linewidths=0.7, zorder=4, label="chosen",
         )  # fmt: skip
-    axes.set_ylim(0, float(latency.max()) * 1.12 or 1)
     axes.set_xlim(0, float(counts.max()) * 1.04)
     axes.set_xlabel("channels", fontsize=8)
     axes.tick_params(labelsize=8)
@@ -305,7 +323,7 @@ def target_figure(table: TargetTable, note: str) -> Figure:
     names = [shorten(row.target, 26) for row in table.rows]
     with styled():
         figure, panels = new_figure(0.42 * len(names) + 1.75, columns=3, sharey=True)
-        _value_bars(panels[0], [row.latency_s for row in table.rows], "latency", SKY, "")
+        _value_bars(panels[0], [row.latency_s for row in table.rows], "latency")
         size, _ = unit_of([row.latency_s for row in table.rows], TIME)
         for i, row in enumerate(table.rows):
             if row.interval_s:
@@ -319,29 +337,21 @@ def target_figure(table: TargetTable, note: str) -> Figure:
                     capsize=3,
                     linewidth=1,
                 )
-        _value_bars(panels[1], [row.energy_j for row in table.rows], "energy", ORANGE, "////")
-        _shares(panels[2], [row.lost for row in table.rows])
+        _value_bars(panels[1], [row.energy_j for row in table.rows], "energy")
+        _shares(panels[2], [row.spent for row in table.rows])
         panels[0].set_yticks(range(len(names)), names)
         panels[0].set_ylim(len(names) - 0.4, -0.6)
-        _cause_legend(figure, [row.lost for row in table.rows], ("whiskers: mean error of the model",))
+        _cause_legend(figure, [row.spent for row in table.rows], "whiskers: mean error of the model")
         caption(figure, note)
     return figure
 
 
-def _value_bars(axes: Axes, values: Sequence[float], metric: str, colour: str, hatch: str) -> None:
+def _value_bars(axes: Axes, values: Sequence[float], metric: str) -> None:
     size, unit = unit_of(values, SCALES[metric])
-    axes.barh(
-        range(len(values)), [v / size for v in values], 0.6, color=colour, hatch=hatch, edgecolor="white", linewidth=0.3
-    )
+    axes.barh(range(len(values)), [value / size for value in values], 0.6, color="#9a9a9a", linewidth=0)
     for i, value in enumerate(values):
-        axes.annotate(
-            digits(value / size),
-            (value / size, i),
-            xytext=(3, 9),
-            textcoords="offset points",
-            fontsize=7.5,
-            va="center",
-        )
+        look: Any = {"textcoords": "offset points", "xytext": (3, 9), "fontsize": 7.5, "va": "center"}
+        axes.annotate(digits(value / size), (value / size, i), **look)
     axes.set_xlim(0, max(values) / size * 1.25 or 1)
     axes.set_xlabel(f"{metric} ({unit})")
     axes.grid(axis="y", visible=False)
@@ -349,7 +359,7 @@ def _value_bars(axes: Axes, values: Sequence[float], metric: str, colour: str, h
 
 def _shares(axes: Axes, lost: Sequence[Mapping[str, float]]) -> None:
     start = np.zeros(len(lost))
-    for cause, (_, colour, hatch) in CAUSES.items():
+    for cause, (colour, hatch) in CAUSE_LOOKS.items():
         share = np.array([max(row.get(cause, 0.0), 0.0) / (sum(row.values()) or 1) * 100 for row in lost])
         axes.barh(range(len(lost)), share, 0.6, left=start, color=colour, hatch=hatch, edgecolor="white", linewidth=0.3)
         start += share

@@ -52,9 +52,9 @@ def digits(value: float) -> str:
 def percent(value: float | None) -> str:
     """
     >>> percent(0.9173), percent(None)
-    ('91.73 %', '–')
+    ('91.73%', '–')
     """
-    return MISSING if value is None else f"{value * 100:.2f} %"
+    return MISSING if value is None else f"{value * 100:.2f}%"
 
 
 def times(ratio: float | None) -> str:

@@ -18,11 +18,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from accel_models.result import BOUNDS, LayerPrice
+from reports.spending import spent
 from workloads.graph import KIND, Kind, Op
 
 SAME = 0.02  # relative: less than this is no change
 PARTS = {
-    "useful": "useful work",
+    "useful": "multiplications",
+    "elementwise": "elementwise work",
     "padding": "padding to the machine's blocks",
     "imbalance": "waiting for the slowest unit",
     "memory": "waiting for memory",
@@ -98,9 +100,7 @@ def _untouched(pair: Pair) -> str:
         return ""
     if KIND[Op(pair.before.op)] is Kind.MAC:
         return "nothing was removed here: same channels, same weights"
-    return (
-        f"{pair.before.op} works on whole feature maps that kept their channels: it does not shrink with inner channels"
-    )
+    return f"{pair.before.op} work does not shrink with inner channels: its feature maps kept theirs"
 
 
 def _other_kernel(pair: Pair) -> str:
@@ -162,15 +162,15 @@ def _launch(pair: Pair) -> str:
 
 def _largest_part(pair: Pair) -> str:
     """What is always true: the part that most of the time goes to, and how it changed."""
-    part = max(PARTS, key=lambda name: pair.after.lost.get(name, 0.0))
-    share = _ratio(pair.after.lost.get(part, 0.0), pair.after.cycles)
-    left = _ratio(pair.after.lost.get(part, 0.0), pair.before.lost.get(part, 0.0))
+    before, after = spent(pair.before), spent(pair.after)
+    part = max(PARTS, key=lambda name: after[name])
+    share, left = _ratio(after[part], pair.after.cycles), _ratio(after[part], before[part])
     change = "did not shrink" if 1 - SAME <= left <= 1 + SAME else f"is {left:.0%} of what it was"
     return f"{share:.0%} of its time is {PARTS[part]}, which {change}"
 
 
 RULES: tuple[Callable[[Pair], str], ...] = (
-    _untouched, _other_kernel, _memory, _rounding, _imbalance, _zeros_without_effect, _launch, _largest_part,
+    _untouched, _memory, _rounding, _imbalance, _zeros_without_effect, _other_kernel, _launch, _largest_part,
 )  # fmt: skip
 
 

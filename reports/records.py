@@ -42,6 +42,13 @@ class FrontPoint:
     is_dense: bool = False
     choices: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def kind(self) -> str:
+        """How it is shown: dense, chosen, feasible or infeasible."""
+        if self.is_dense or self.chosen:
+            return "dense" if self.is_dense else "chosen"
+        return "feasible" if self.feasible else "infeasible"
+
 
 @dataclass(frozen=True)
 class FrontRecord(Record):
@@ -262,7 +269,8 @@ class ReportRecord(Record):
         channel_multiple: channels that the target computes together; 1 if not known.
         parameters, size_bytes: stored numbers and their bytes, before and after.
         roofline_before, roofline_after: drawn in one figure.
-        seed, version, created: how it was made; `created` is a text, left out where equal runs shall give equal files.
+        seed, release, created: how it was made. `release` is the toolkit's version, when empty the installed one;
+            `created` is a text, left out where equal runs shall give equal files.
         phase_seconds: wall time by phase.
         notes: what a reader must know. not_modelled: what the prices leave out.
     """
@@ -286,7 +294,7 @@ class ReportRecord(Record):
     roofline_after: RooflineRecord | None = None
     plan: PlanRecord | None = None
     seed: int | None = None
-    version: str = ""
+    release: str = ""
     created: str = ""
     phase_seconds: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

@@ -105,7 +105,8 @@ class Flow:
         if a is None or b is None:
             self.fix(b if a is None else a, f"{layer!r} joins them to an axis that never changes")
         elif a is not b and a.size and b.size:
-            self.ties.append((*np.broadcast_arrays(a, b), layer))
+            left, right = np.broadcast_arrays(a, b)
+            self.ties.append((left, right, layer))
 
     def fix(self, labels: np.ndarray | None, reason: str) -> None:
         if labels is not None:
@@ -115,9 +116,9 @@ class Flow:
         for labels in axes:
             self.fix(labels, reason)
 
-    def array(self, layer: Layer, key: str, axis: int, role: str, labels: np.ndarray | None) -> None:
+    def array(self, layer: Layer, key: str, axis: int, role: str, labels: np.ndarray) -> None:
         """Say what an axis of an array of the layer holds; layers that share the array are tied."""
-        if not key or labels is None:
+        if not key:
             return
         shared = self._shared.setdefault((key, axis), labels)
         if shared is not labels and len(shared) == len(labels):
@@ -150,7 +151,7 @@ def _constant(flow: Flow, layer: Layer) -> Axes:
     """Any axis of a stored array can shrink with what it is joined to."""
     axes = tuple(flow.fresh(size, layer.name) if size > 1 else None for size in layer.shape)
     for axis, labels in enumerate(axes):
-        flow.array(layer, layer.weight, axis, "constant", labels)
+        flow.array(layer, layer.weight, axis, "constant", _known(labels, layer.shape[axis]))
     return axes
 
 
@@ -166,6 +167,7 @@ def _conv(flow: Flow, layer: Layer) -> Axes:
         flow.tie(by_group[:, :1], by_group[:, 1:], layer.name)
         outside = np.repeat(by_group[:, 0], width)
         flow.array(layer, layer.weight, 0, "depthwise", inside if is_transposed else outside)
+        flow.array(layer, layer.weight, 1, "depthwise", _known(None, width if is_transposed else by_group.shape[1]))
         flow.count(layer, "groups", by_group[:, 0])
         flow.filters[layer.name] = (outside, None)
     else:  # the same channels of every group go
@@ -181,7 +183,8 @@ def _conv(flow: Flow, layer: Layer) -> Axes:
 
 
 def _linear(flow: Flow, layer: Layer) -> Axes:
-    *leading, inside = flow.sources(layer)[0]
+    *leading, last = flow.sources(layer)[0]
+    inside = _known(last, layer.c)
     outside = flow.fresh(layer.k, layer.name, is_named=True)
     flow.array(layer, layer.weight, 0, "output", outside)
     flow.array(layer, layer.weight, 1, "input", inside)
@@ -272,7 +275,7 @@ def _mean(flow: Flow, layer: Layer) -> Axes:
 def _activation(flow: Flow, layer: Layer) -> Axes:
     source = flow.sources(layer)[0]
     if layer.attributes["kind"] == "prelu" and len(layer.shape) > layer.channel_axis:
-        flow.array(layer, layer.weight, 0, "slope", source[layer.channel_axis])
+        flow.array(layer, layer.weight, 0, "slope", _known(source[layer.channel_axis], layer.k))
     return source
 
 
@@ -294,8 +297,8 @@ def _norm(flow: Flow, layer: Layer) -> Axes:
         by_group = labels.reshape(groups, -1)
         flow.tie(by_group[:, :1], by_group[:, 1:], layer.name)
         flow.count(layer, "groups", by_group[:, 0])
-    flow.array(layer, layer.weight, 0, "norm", labels)
-    flow.array(layer, layer.bias, 0, "bias", labels)
+    flow.array(layer, layer.weight, 0, "norm", _known(labels, layer.k))
+    flow.array(layer, layer.bias, 0, "bias", _known(labels, layer.k))
     return source
 
 
@@ -306,11 +309,12 @@ def _slice(flow: Flow, layer: Layer) -> Axes:
     for axis, (labels, size, whole, start, step) in enumerate(rows):
         if labels is None or size == whole:
             continue
-        if step > 1:
-            flow.fix(labels, f"{layer.name!r} takes every {step}th of them")
         axes[axis] = labels[start : start + (size - 1) * step + 1 : step]
         flow.count(layer, "starts", labels[:start], axis)
-        _tie_equal_parts(flow, layer, axis, labels)
+        if step == 1:
+            _tie_equal_parts(flow, layer, axis, labels)
+        else:
+            flow.fix(labels, f"{layer.name!r} takes one in {step} of them")
     return tuple(axes)
 
 

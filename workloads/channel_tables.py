@@ -208,8 +208,8 @@ class _Axes:
         """Number of the axis; ONE where nothing can go."""
         if labels is None:
             return ONE
-        if (found := self._known.get(id(labels))) is not None:
-            return found
+        if id(labels) in self._known:
+            return self._known[id(labels)]
         unit = self.parts.unit[labels]
         unit[unit >= self.parts.free] = -1
         found = self._seen.get(unit.tobytes(), -1)
@@ -230,7 +230,8 @@ def tabulate(flow: Flow, parts: Partition) -> Tables:
     layers = flow.graph.layers
     index = {field: np.full(len(layers), ONE) for field in FIELDS}
     factor = {field: np.array([getattr(layer, field) for layer in layers], np.int64) for field in FIELDS}
-    edits, owners = [], {}
+    edits: list[Edit] = []
+    owners: dict[int, int] = {}
     for i, layer in enumerate(layers):
         fields, attributes = _edits(flow, layer, axes)
         for name, position, _, axis in fields:
@@ -269,8 +270,8 @@ def _edits(flow: Flow, layer: Layer, axes: _Axes) -> tuple[list[_Change], list[_
     for name, position, labels in flow.counted.get(layer.name, ()):
         if axis := axes.find(labels):
             (attributes if name in layer.attributes else fields).append((name, position, 1, axis))
-    for position, labels in enumerate(flow.axes[layer.name]):
-        if not (axis := axes.find(labels)):
+    for position, of_axis in enumerate(flow.axes[layer.name]):
+        if not (axis := axes.find(of_axis)):
             continue
         fields.append(("shape", position, 1, axis))
         for name in _nest(layer, position):
@@ -282,6 +283,7 @@ def _edits(flow: Flow, layer: Layer, axes: _Axes) -> tuple[list[_Change], list[_
 def _nest(layer: Layer, axis: int) -> tuple[str, ...]:
     """Which dims of the loop nest hold an axis of the output."""
     size, rank = layer.shape[axis], len(layer.shape)
+    wanted: tuple[str, ...]
     if layer.op is Op.MATMUL:
         wanted = ("k",) if axis == rank - 1 else ("p",) if axis == rank - 2 else ("n", "p")
     elif axis == layer.channel_axis and layer.k % size == 0:
@@ -359,7 +361,7 @@ def smallest_count(tables: Tables, prefix: np.ndarray, span: slice) -> int:
     return max(1, int(np.argmax((left >= 1).all(axis=1))))
 
 
-def elements_read(graph: LayerGraph) -> list[np.ndarray]:
+def producers_by_argument(graph: LayerGraph) -> list[np.ndarray]:
     """For each argument position, the producer's index of every layer; -1 where it has no such input."""
     most = max((len(layer.inputs) for layer in graph.layers), default=0)
     found = np.full((max(most, 1), len(graph.layers)), -1)

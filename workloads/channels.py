@@ -19,14 +19,12 @@ Two ways to say what stays:
         print(group)
     small = analysis.graph({"layer1.0.conv1": 8})
 
-Networks inputs and outputs never change, and a tensor shrinks along one axis at the most.
+The network's inputs and outputs never change, and a tensor shrinks along one axis at the most.
 """
 
 from __future__ import annotations
 
-import difflib
-import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -34,14 +32,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from workloads.channel_rules import ArrayAxis, Flow
+from workloads.channel_groups import ChannelGroup, Member, unknown
+from workloads.channel_rules import Flow
 from workloads.channel_tables import (
     Edit,
     Partition,
     Tables,
-    elements_read,
     partition,
     priority,
+    producers_by_argument,
     smallest_count,
     tabulate,
 )
@@ -49,113 +48,6 @@ from workloads.columns import ARRAY_FIELDS, Columns
 from workloads.errors import PlanError
 from workloads.graph import Layer, LayerGraph
 from workloads.sparsity import WeightSparsity
-
-
-@dataclass(frozen=True, eq=False)
-class Member:
-    """What a group owns of one axis of one array.
-
-    Attributes:
-        layer: its name. array: the array's key in the weights beside the graph.
-        axis: of the array, in torch's layout.
-        role: "output" (filters that make the channels), "input" (weights that read them), "depthwise" (filters of a
-            depthwise or grouped layer, which go with their input), "bias", "norm" (scales), "slope" (of a prelu with
-            one a channel) or "constant".
-        index: int64 (m,), positions on the axis, ascending. unit: int64 (m,), the unit of the group each belongs to.
-    """
-
-    layer: str
-    array: str
-    axis: int
-    role: str
-    index: np.ndarray
-    unit: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class ChannelGroup:
-    """Units that are chosen together, as a count or one by one.
-
-    Attributes:
-        name: the first layer that makes them.
-        size: number of units, 0..size-1.
-        prunable: whether any may be removed; reason: why not, else "".
-        minimum: the smallest count that leaves no layer without channels.
-        order: int64 (size,), the units from the one that is kept longest, where only a count is given.
-        members: everything that goes when a unit goes.
-    """
-
-    name: str
-    size: int
-    prunable: bool
-    reason: str
-    minimum: int
-    order: np.ndarray
-    members: tuple[Member, ...]
-
-    @property
-    def producers(self) -> tuple[str, ...]:
-        """Layers whose filters make the channels."""
-        return self._layers("output")
-
-    @property
-    def consumers(self) -> tuple[str, ...]:
-        """Layers whose weights read the channels."""
-        return self._layers("input")
-
-    def kept(self, count: int) -> np.ndarray:
-        """The units that a count stands for, ascending int64 (count,)."""
-        return np.sort(self.order[:count])
-
-    def indices(self, layer: str, role: str, units: ArrayLike) -> np.ndarray:
-        """Positions, on the axis of that role, that these units own: ascending int64.
-
-        Raises:
-            PlanError: the group has no such member, or no such unit.
-        """
-        found = [member for member in self.members if (member.layer, member.role) == (layer, role)]
-        if not found:
-            known = sorted({f"{member.role} of {member.layer!r}" for member in self.members})
-            raise PlanError(f"channel group {self.name!r} has no {role} of layer {layer!r}; it has {', '.join(known)}")
-        wanted = np.zeros(self.size, bool)
-        wanted[self._units(units)] = True
-        return found[0].index[wanted[found[0].unit]]
-
-    def _units(self, units: ArrayLike) -> np.ndarray:
-        """Different units, ascending."""
-        array = np.asarray(units)
-        if array.size and (array.dtype.kind not in "iu" or array.min() < 0 or array.max() >= self.size):
-            raise PlanError(f"channel group {self.name!r}: units {units!r}, must be integers in 0..{self.size - 1}")
-        found = np.unique(array.astype(np.int64))
-        if len(found) != array.size:
-            raise PlanError(f"channel group {self.name!r}: units {units!r} name one twice")
-        return found
-
-    def _layers(self, role: str) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(member.layer for member in self.members if member.role == role))
-
-    def check(self, count: int) -> int:
-        """The count, if it is possible.
-
-        Raises:
-            PlanError: not an integer, out of range, or the group cannot change.
-        """
-        try:
-            number = operator.index(count)
-        except TypeError:
-            number = -1
-        if not self.minimum <= number <= self.size:
-            raise PlanError(
-                f"channel group {self.name!r} cannot keep {count!r} units; allowed: {self.minimum}..{self.size}"
-            )
-        if number != self.size and not self.prunable:
-            raise PlanError(f"channel group {self.name!r} cannot change: {self.reason}")
-        return number
-
-    def __str__(self) -> str:
-        made, read = len(self.producers), len(self.consumers)
-        state = f"from {self.minimum}" if self.prunable else f"fixed: {self.reason}"
-        return f"{self.name}: {self.size} units, {state}; made by {made} layers, read by {read}"
 
 
 def analyze(graph: LayerGraph, keep: Sequence[str] = ()) -> ChannelAnalysis:
@@ -175,14 +67,14 @@ def analyze(graph: LayerGraph, keep: Sequence[str] = ()) -> ChannelAnalysis:
     >>> b = Layer("b", Op.CONV, (1, 5, 4, 4), ("a",), k=5, c=8, weight="b.weight", **nest)
     >>> analysis = analyze(LayerGraph("pair", (x, a, b), ("b",)).verify())
     >>> print(*analysis.groups, sep="\\n")
-    a: 8 units, from 1; made by 1 layers, read by 1
-    b: 5 units, fixed: they leave the network (output 'b'); made by 1 layers, read by 0
+    a: 1..8 units from a to b
+    b: 5 units, fixed: they leave the network (output 'b')
     >>> [(layer.name, layer.k, layer.c) for layer in analysis.graph({"a": 6})]
     [('x', 3, 3), ('a', 6, 3), ('b', 5, 6)]
     """
     for name in keep:
         if name not in graph.index:
-            raise PlanError(_unknown("layer to keep", name, graph.index))
+            raise PlanError(unknown("layer to keep", name, graph.index))
     found: dict[tuple[str, ...], ChannelAnalysis] = vars(graph).setdefault("_channel_analyses", {})
     key = tuple(sorted(set(keep)))
     if key not in found:
@@ -206,6 +98,10 @@ class ChannelAnalysis:
     parts: Partition
     tables: Tables
 
+    def __str__(self) -> str:
+        count = f"{len(self.groups)} channel groups, {len(self.names)} of them prunable"
+        return "\n".join([f"ChannelAnalysis of {self.source.name!r}: {count}", *(f"  {x}" for x in self.groups)])
+
     # ---- groups ---------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -216,8 +112,9 @@ class ChannelAnalysis:
         for number, name in enumerate(self.parts.names):
             size = int(self.parts.first[number + 1] - self.parts.first[number])
             reason = self.parts.reasons[number]
-            order, minimum = (np.arange(size), size) if reason else self._order(number)
-            found.append(ChannelGroup(name, size, not reason, reason, minimum, order, tuple(members[number])))
+            kinds = np.zeros(size, np.int64) if reason else self._kinds(number)
+            order, minimum = (np.arange(size), size) if reason else self._order(number, kinds)
+            found.append(ChannelGroup(name, size, not reason, reason, minimum, kinds, order, tuple(members[number])))
         return tuple(sorted(found, key=lambda group: self.source.index[group.name]))
 
     @cached_property
@@ -240,15 +137,17 @@ class ChannelAnalysis:
         for group in self.groups:
             if name in group.producers:
                 raise PlanError(f"{name!r} is in channel group {group.name!r}; give that name")
-        raise PlanError(_unknown("channel group", name, self.by_name))
+        raise PlanError(unknown("channel group", name, self.by_name))
 
     def affected(self, name: str) -> tuple[str, ...]:
         """Names of the layers whose row in `columns` changes when the group changes, in graph order."""
         number = self._number(self.group(name))
         if number >= self.parts.prunable:
             return ()
-        touched = self.tables.counters[:, self._types(number)].any(axis=1)
-        own = np.any([touched[index] for index in self.tables.index.values()], axis=0)
+        touched = np.asarray(self.tables.counters[:, self._types(number)].any(axis=1))
+        own = np.zeros(len(self.source), bool)
+        for index in self.tables.index.values():
+            own |= touched[index]
         elements = touched[self.tables.index["output_elements"]]
         for producers in self._reads:
             own |= (producers >= 0) & elements[producers]
@@ -263,12 +162,16 @@ class ChannelAnalysis:
     def _units(self, number: int) -> slice:
         return slice(int(self.parts.first[number]), int(self.parts.first[number + 1]))
 
-    def _order(self, number: int) -> tuple[np.ndarray, int]:
+    def _kinds(self, number: int) -> np.ndarray:
+        """The type of each unit of a group, counted from 0."""
+        return self.tables.type_of_unit[self._units(number)] - int(self.tables.first_type[number])
+
+    def _order(self, number: int, kinds: np.ndarray) -> tuple[np.ndarray, int]:
         """Priority of a group's units, and its smallest count."""
         span = self._types(number)
-        types = self.tables.type_of_unit[self._units(number)] - span.start
-        order = priority(types, np.count_nonzero(self.tables.counters[:, span], axis=0))
-        return order, smallest_count(self.tables, _prefix(types[order], span.stop - span.start), span)
+        reach = np.count_nonzero(self.tables.counters[self.tables.required, span], axis=0)
+        order = priority(kinds, reach)
+        return order, smallest_count(self.tables, _prefix(kinds[order], span.stop - span.start), span)
 
     def _members(self) -> list[list[Member]]:
         """Members of each group, by number."""
@@ -329,24 +232,29 @@ class ChannelAnalysis:
         Raises:
             PlanError: as for `graph_units`.
         """
-        kept, found, done = self._kept(units), dict(weights), set()
-        for axis in self.flow.arrays:
-            positions = self._positions(axis.labels, kept)
-            if positions is None or (axis.array, axis.axis) in done or not _fits(weights[axis.array], axis):
-                continue
-            done.add((axis.array, axis.axis))
-            found[axis.array] = np.take(found[axis.array], positions, axis=axis.axis)
+        found = dict(weights)
+        for (key, axis), positions in self.kept_positions(units).items():
+            if positions[-1] < found[key].shape[axis]:  # a prelu may have one slope for all channels
+                found[key] = np.take(found[key], positions, axis)
         return found
 
+    def kept_positions(self, units: Mapping[str, ArrayLike]) -> dict[tuple[str, int], np.ndarray]:
+        """What stays of each array that loses something: (its key, axis in torch's layout) -> ascending positions.
+
+        Raises:
+            PlanError: as for `graph_units`.
+        """
+        kept = self._kept(units)
+        cut = {(axis.array, axis.axis): self._positions(axis.labels, kept) for axis in self.flow.arrays}
+        return {key: positions for key, positions in cut.items() if positions is not None}
+
     def _kept(self, units: Mapping[str, ArrayLike]) -> np.ndarray:
-        """Whether each unit of the graph stays."""
-        kept = np.ones(int(self.parts.first[-1]), bool)
+        """Whether each unit of the graph stays; one more at the end, for positions that belong to no unit (-1)."""
+        kept = np.ones(int(self.parts.first[-1]) + 1, bool)
         for name, chosen in units.items():
             group = self.group(name)
-            found = group._units(chosen)
-            group.check(len(found)) if len(found) < group.minimum else None
-            if len(found) < group.size and not group.prunable:
-                group.check(len(found))
+            found = group.selected(chosen)
+            group.check(len(found), least=1)  # other selections than `order` may do with fewer
             span = self._units(self._number(group))
             kept[span] = False
             kept[span.start + found] = True
@@ -357,7 +265,7 @@ class ChannelAnalysis:
         if labels is None:
             return None
         unit = self.parts.unit[labels]
-        stays = (unit < 0) | kept[unit]
+        stays = kept[unit]
         return None if stays.all() else np.flatnonzero(stays)
 
     def _rebuild(self, channels: np.ndarray, kept: np.ndarray | None) -> LayerGraph:
@@ -456,7 +364,7 @@ class ChannelAnalysis:
             if values["weight_density"].shape != (count, len(base)):
                 shape = values["weight_density"].shape
                 raise PlanError(f"weight_density has shape {shape}, must be (candidates, layers) {(count, len(base))}")
-        arrays = {
+        arrays: dict[str, Any] = {
             field: values[field].reshape(-1) if field in values else np.tile(getattr(base, field), count)
             for field in ARRAY_FIELDS
         }
@@ -488,7 +396,7 @@ class ChannelAnalysis:
 
     @cached_property
     def _reads(self) -> list[np.ndarray]:
-        return elements_read(self.source)
+        return producers_by_argument(self.source)
 
     @cached_property
     def _full(self) -> np.ndarray:
@@ -504,9 +412,8 @@ class ChannelAnalysis:
         """For each prunable group, int64 (size + 1, types of the group): units of each type at each count."""
         found = []
         for number in range(self.parts.prunable):
-            span = self._types(number)
-            types = self.tables.type_of_unit[self._units(number)] - span.start
-            found.append(_prefix(types[self.by_name[self.parts.names[number]].order], span.stop - span.start))
+            group, span = self.by_name[self.parts.names[number]], self._types(number)
+            found.append(_prefix(group.kinds[group.order], span.stop - span.start))
         return found
 
 
@@ -518,15 +425,3 @@ def _prefix(types: np.ndarray, count: int) -> np.ndarray:
 
 def _with(values: tuple[int, ...], position: int, value: int) -> tuple[int, ...]:
     return (*values[:position], value, *values[position + 1 :])
-
-
-def _fits(array: np.ndarray, axis: ArrayAxis) -> bool:
-    """A prelu may have one slope for all channels."""
-    return axis.role != "slope" or array.shape[0] == len(axis.labels)
-
-
-def _unknown(what: str, name: str, known: Iterable[str]) -> str:
-    names = list(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
-    return f"unknown {what} {name!r}; {hint}"

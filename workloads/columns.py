@@ -168,7 +168,7 @@ class Columns:
     def distinct(self) -> tuple[np.ndarray, np.ndarray]:
         """(first, inverse): rows that are equal are priced once; `first[inverse]` restores the order.
 
-        Exact masks and channel densities compare by content hash and by value.
+        Exact masks and channel densities compare by content and by value. Rows are compared by a 64-bit hash first.
         """
         columns = [np.ascontiguousarray(getattr(self, name)).view(np.int64) for name in ARRAY_FIELDS]
         for name in ("sparsity", "channel_density"):
@@ -176,9 +176,14 @@ class Columns:
                 codes: dict[Any, int] = {}
                 keys = [x.tobytes() if isinstance(x, np.ndarray) else x for x in whole]
                 columns.append(np.array([codes.setdefault(key, len(codes)) for key in keys], np.int64))
-        table = np.ascontiguousarray(np.stack(columns, axis=1))
-        rows = table.view([("", np.int64)] * table.shape[1]).ravel()
-        _, first, inverse = np.unique(rows, return_index=True, return_inverse=True)
+        mixed = np.zeros(len(self), np.uint64)
+        for column in columns:
+            mixed = (mixed ^ column.view(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+            mixed ^= mixed >> np.uint64(29)
+        _, first, inverse = np.unique(mixed, return_index=True, return_inverse=True)
+        if any((column[first[inverse]] != column).any() for column in columns):  # two rows of one hash: once in 2^64
+            table = np.ascontiguousarray(np.stack(columns, axis=1)).view([("", np.int64)] * len(columns)).ravel()
+            _, first, inverse = np.unique(table, return_index=True, return_inverse=True)
         return first, inverse
 
 

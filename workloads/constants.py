@@ -26,7 +26,7 @@ from workloads.graph import Op
 from workloads.sparsity import WeightSparsity
 
 HALF_SMALLEST_FLOAT32 = 2.0**-150
-LARGE = 1e30  # stands for infinity in masks that are added before a softmax, whose exp(-1e30) is 0 all the same
+LARGE = 1e30  # stands for infinity, which files cannot hold, in masks added before a softmax: exp(-1e30) is 0 as well
 
 # ---- constants ------------------------------------------------------------------------------------------------------
 
@@ -115,7 +115,11 @@ class Norm:
         return (self.weight, self.bias, self.mean, self.var, self.eps)
 
     def scale_and_shift(self, reader: Reader) -> tuple[np.ndarray, np.ndarray]:
-        """float64, (k,) each."""
+        """float64, (k,) each.
+
+        Raises:
+            LoweringError: its statistics are not finite, or negative.
+        """
         mean, var = reader.float64(self.mean), reader.float64(self.var)
         if not (np.isfinite(mean).all() and np.isfinite(var).all() and (var + self.eps > 0).all()):
             names = " and ".join(stored_in([self.mean, self.var]))
@@ -151,17 +155,29 @@ class Recipe:
 
     def array(self, reader: Reader) -> np.ndarray:
         """float32, in torch's layout, a fresh copy."""
-        if not self.norms:
-            assert self.source is not None, "without a norm there is a source"
-            array = reader.float32(self.source)
-            return _finite(array) if self.op is Op.CONSTANT else array.copy()
-        if self.is_bias or self.op is Op.NORM:
+        if self.norms and (self.is_bias or self.op is Op.NORM):
             return self._channel_array(reader).astype(np.float32)
-        assert self.source is not None, "a folded layer has a weight"
-        array = reader.float32(self.source)
+        array = self.values(reader)
+        if not self.norms:
+            return np.clip(array, -LARGE, LARGE) if self.op is Op.CONSTANT else array.copy()
         scale = math.prod(norm.scale_and_shift(reader)[0] for norm in self.norms)
         folded = self._by_filter(array) * scale[:, None, None]  # type: ignore[index]
         return self._check(self._in_torch_layout(folded, array.shape))
+
+    def values(self, reader: Reader) -> np.ndarray:
+        """The source before folding, float32; it may share memory with the model.
+
+        Raises:
+            LoweringError: it is not finite. A constant may be infinite, as attention masks are.
+        """
+        assert self.source is not None, "only biases are made from nothing"
+        array = reader.float32(self.source)
+        if isinstance(self.source, Stored):
+            return array  # checked as it was read
+        if np.isnan(array).any() or (self.op is not Op.CONSTANT and np.isinf(array).any()):
+            names = ", ".join(sorted(stored_in(self.source))) or "numbers in its code"
+            raise LoweringError(f"what the model computes from {names} is not finite; train again or load another file")
+        return array
 
     def _channel_array(self, reader: Reader) -> np.ndarray:
         """Folded bias; scale or shift of a norm layer."""
@@ -198,8 +214,7 @@ class Recipe:
 
     def sparsity(self, reader: Reader) -> WeightSparsity | None:
         """The exact zeros of the array; None where it has none."""
-        assert self.source is not None, "only weights have zeros that count"
-        weight = self._by_filter(reader.float32(self.source))
+        weight = self._by_filter(self.values(reader))
         scales = [norm.scale_and_shift(reader)[0] for norm in self.norms]
         mask = weight != 0 if not scales else _folded_mask(weight, math.prod(scales))  # type: ignore[arg-type]
         return None if mask.all() else WeightSparsity.from_mask(mask.reshape(self.shape))
@@ -212,11 +227,6 @@ def _folded_mask(weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
         bound = limit.astype(np.float32)
         bound = np.where(bound.astype(np.float64) > limit, np.nextafter(bound, np.float32(0)), bound)
     return np.abs(weight) > bound[:, None, None] if bound.any() else weight != 0
-
-
-def _finite(array: np.ndarray) -> np.ndarray:
-    """Infinities of an attention mask as large numbers: files and verifiers need finite ones."""
-    return np.clip(array, -LARGE, LARGE)
 
 
 # ---- evaluation -----------------------------------------------------------------------------------------------------
@@ -238,7 +248,7 @@ class Reader:
         self._arrays: dict[Constant, np.ndarray] = {}
 
     def value(self, constant: Constant) -> Any:
-        """As torch computes it, in its own type."""
+        """As torch computes it, in its own type, on the CPU."""
         if constant not in self._values:
             self._values[constant] = self._evaluate(constant)
         return self._values[constant]
@@ -246,22 +256,17 @@ class Reader:
     def float32(self, constant: Constant) -> np.ndarray:
         """As an array, without a copy where type and place allow it: do not write to it."""
         if constant not in self._arrays:
-            value = self.value(constant)
-            array: np.ndarray = value.detach().to("cpu", torch.float32).numpy()
-            self._arrays[constant] = array
-            if isinstance(constant, Computed) and np.isnan(array).any():
-                names = ", ".join(sorted(stored_in(constant)))
-                raise LoweringError(f"what the model computes from {names} is NaN; train again or load another file")
+            self._arrays[constant] = self.value(constant).to(torch.float32).numpy()
         return self._arrays[constant]
 
     def float64(self, constant: Constant) -> np.ndarray:
-        return np.asarray(self.value(constant).detach().to("cpu", torch.float64).numpy())
+        return np.asarray(self.value(constant).to(torch.float64).numpy())
 
     def _evaluate(self, constant: Constant) -> Any:
         if isinstance(constant, Literal):
             return constant.value
         if isinstance(constant, Stored):
-            return _checked(constant, self._tensors[constant.name])
+            return _checked(constant, self._tensors[constant.name]).cpu()
         args, kwargs = self._plain(list(constant.args)), self._plain(dict(constant.kwargs))
         schema = getattr(constant.function, "_schema", None)
         if schema is not None and schema.is_mutable:  # never write into the model

@@ -12,13 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from workloads.constants import Computed, Constant, Literal, Norm, Stored
+from workloads.constants import Computed, Constant, Literal, Norm, Stored, fill_value
 from workloads.graph import Op
 
 CHANNEL_LAST = frozenset({Op.LINEAR, Op.MATMUL, Op.LSTM})
-CHANNEL_SECOND = frozenset(
-    {Op.CONV, Op.CONV_TRANSPOSE, Op.MAX_POOL, Op.AVG_POOL, Op.PIXEL_SHUFFLE, Op.UPSAMPLE}
-)
+CHANNEL_SECOND = frozenset({Op.CONV, Op.CONV_TRANSPOSE, Op.MAX_POOL, Op.AVG_POOL, Op.PIXEL_SHUFFLE, Op.UPSAMPLE})
 
 
 class UnsupportedError(Exception):
@@ -63,7 +61,6 @@ class Draft:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     weight: Constant | None = None
     bias: Constant | None = None
-    weight_bits: int = 32
     norms: list[Norm] = field(default_factory=list)
     activation: str = ""
     fused_into: Draft | None = None
@@ -83,6 +80,7 @@ class Draft:
 
 Value = Any  # Draft, Constant, a list of values or of `Piece`s, a number, text, None
 Piece = Callable[[], Value]  # one output of an operator that has several, made when it is asked for
+Handler = Callable[..., Value]  # (site, *arguments of the operator) -> what it becomes
 
 
 @dataclass
@@ -164,16 +162,16 @@ class Site:
         if value not in self.sheet.constants:
             axis = _constant_axis(value.shape)
             name = value.name if isinstance(value, Stored) else ""
-            bits, kept = 32, [] if value.shape else []
-            draft = Draft(Op.CONSTANT, value.shape, kept, self.scope, "constant", axis, bits, weight=value, name=name)
+            draft = Draft(Op.CONSTANT, value.shape, [], self.scope, "constant", axis, weight=value, name=name)
             self.sheet.constants[value] = draft
             self.sheet.drafts.append(draft)
         return self.sheet.constants[value]
 
     # ---- views: merged with what they look at, and left out where they change nothing -------------------------------
 
-    def reshape(self, x: Draft, shape: Sequence[int], label: str = "") -> Draft:
-        source = x.inputs[0] if x.op is Op.RESHAPE and not x.activation else x
+    def reshape(self, x: Value, shape: Sequence[int], label: str = "") -> Draft:
+        x = self.draft(x)
+        source = x.inputs[0] if x.op is Op.RESHAPE else x
         if source.shape == tuple(shape):
             return source
         return self.emit(Op.RESHAPE, [source], shape, label=label)
@@ -185,7 +183,8 @@ class Site:
             x = x.inputs[0]
         if axes == tuple(range(len(axes))):
             return x
-        return self.emit(Op.TRANSPOSE, [x], [x.shape[axis] for axis in axes], label=label, permutation=axes)
+        shape, place = [x.shape[axis] for axis in axes], axes.index(x.channel_axis)
+        return self.emit(Op.TRANSPOSE, [x], shape, channel_axis=place, label=label, permutation=axes)
 
     def slice(self, x: Draft, axis: int, start: int, size: int, step: int = 1) -> Draft:
         """`size` entries of one axis, from `start` in steps; slices of slices become one."""
@@ -263,6 +262,6 @@ def _constant_axis(shape: tuple[int, ...]) -> int:
 
 def as_number(value: Value) -> float | int | None:
     """A Python number, also out of a tensor that the code made from one number; else None."""
-    if isinstance(value, Literal) and not value.shape:
-        return value.value.item()
+    if isinstance(value, Literal | Computed) and not value.shape:
+        return fill_value(value)
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -2,7 +2,7 @@
 
 What every layer must obey is checked here: a unique name, inputs that come earlier, positive dims, a loop nest that
 fills the output tensor, known activation and bits. What one op kind must obey is its row in `workloads.op_rules`.
-A message is one line: the layer, what was found, what is needed. It costs some ten microseconds a layer, so that
+A message is one line: the layer, what was found, what is needed. It costs about five microseconds a layer, so that
 every pass can afford it.
 
 `array_shapes` says which arrays belong beside a layer, and `verify_weights` compares a mapping of arrays with it.

@@ -5,7 +5,8 @@ Each target has one CSV beside this file, `<target>.csv`:
     id, workload, overrides, metric, unit, value, kind, calibrated, source
 
 `workload` is `table:NAME` (a layer table of `workloads.tables`, optionally `@fp32`) or one layer written out,
-`layer:conv c=64 k=64 h=56 r=3 stride=1 density=0.5` ("same" padding; w = h, s = r, groups = 1, density = 1 unless given).
+`layer:conv c=64 k=64 h=56 r=3 stride=1 density=0.5` ("same" padding; w = h, s = r, groups = 1 and density = 1 unless
+given).
 `overrides` changes numbers of the spec for this row, `parameters.threads=1;clock_hz=1e9`. `metric` is cycles or
 latency. A new machine with published rows is one YAML and one CSV.
 """
@@ -16,6 +17,7 @@ import csv
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -71,8 +73,8 @@ def rows(name: str) -> list[Row]:
         for line, record in enumerate(csv.DictReader(file), 2):
             if record["unit"] not in TO_SI or record["metric"] not in ("cycles", "latency"):
                 raise ConfigError(f"{path}:{line}: metric or unit is unknown: {record['metric']} in {record['unit']}")
-            record["calibrated"] = record["calibrated"] == "yes"
-            found.append(Row(**{**record, "value": float(record["value"])}))
+            values: dict[str, Any] = {**record, "value": float(record["value"])}
+            found.append(Row(**{**values, "calibrated": record["calibrated"] == "yes"}))
     return found
 
 

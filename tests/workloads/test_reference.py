@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,10 @@ from tests.workloads.builders import (
 from workloads.activations import ACTIVATIONS
 from workloads.errors import DataError, LoweringError, ShapeError
 from workloads.graph import Layer, Op
+from workloads.lowering import lower_with_weights
+from workloads.models import build, example_input, models
 from workloads.reference import ACTIVATE, NORMS, OPERATIONS, activate, run, run_all
+from workloads.store import load_graph, save_graph
 
 Function = Callable[..., Tensor]
 IMAGE = source((2, 4, 9, 7))
@@ -428,3 +432,61 @@ def test_a_layer_that_gives_another_shape_is_named() -> None:
     broken = net.replace_layers({"flat": {"shape": (1, 5)}})
     with pytest.raises(ShapeError, match=r"layer 'flat' \(reshape\): shape '\[1, 5\]' is invalid"):
         run(broken, arrays_of(net.layers), *inputs_of(net.layers))
+
+
+# ---- the zoo --------------------------------------------------------------------------------------------------------
+
+SLOW = ("vgg16",)  # more than five seconds, most of it for making and copying 138 M random weights
+
+
+def zoo() -> list[Any]:
+    return [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in models()]
+
+
+def with_lived_in_norms(model: nn.Module) -> nn.Module:
+    """Statistics as after training: fresh ones, 0 and 1, would hide a wrong folding."""
+    generator = torch.Generator().manual_seed(3)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_(0, 0.1, generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+            module.bias.data.normal_(0, 0.1, generator=generator)
+    return model
+
+
+@pytest.mark.parametrize("name", zoo())
+def test_a_model_of_the_zoo_equals_its_module(name: str) -> None:
+    """Within 1e-5 of the largest output, at the batch it was lowered for and at another."""
+    model = with_lived_in_norms(build(name))
+    net, weights = lower_with_weights(model, (example_input(name),))
+    for batch in (1, 2):
+        x = example_input(name, batch, seed=batch)
+        with torch.no_grad():
+            expected = model(x).numpy()
+        found = run(net.with_batch(batch), weights, x)
+        assert isinstance(found, np.ndarray)
+        assert found.shape == expected.shape
+        assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.data("weights/resnet20_cifar10.safetensors", "weights/mobilenet_v2_imagenet_fp16.safetensors")
+@pytest.mark.parametrize("name", ["resnet20", "mobilenet_v2"])
+def test_a_trained_model_equals_its_module(name: str) -> None:
+    model = build(name, pretrained=True)
+    net, weights = lower_with_weights(model, (example_input(name),))
+    x = example_input(name)
+    with torch.no_grad():
+        expected = model(x).numpy()
+    found = run(net, weights, x)
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_a_lowered_graph_and_its_weights_run_from_disk(tmp_path: Path) -> None:
+    net, weights = lower_with_weights(with_lived_in_norms(build("resnet20")), (example_input("resnet20"),))
+    save_graph(tmp_path / "net.json", net, weights)
+    again, loaded = load_graph(tmp_path / "net.json")
+    x = example_input("resnet20")
+    assert np.array_equal(run(again, loaded, x), run(net, weights, x))

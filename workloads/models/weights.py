@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from workloads.errors import DataError
+from workloads.store import check_safetensors
 
 COUNTER = "num_batches_tracked"
 MASK = "_mask"
-PICKLE_STARTS = (b"PK\x03\x04", b"\x80")  # torch.save writes a zip archive, before version 1.6 a bare pickle
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -31,12 +31,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         DataError: no such file, a pickle, a truncated file, or a NaN or infinity in it.
     """
+    check_safetensors(path)
     try:
-        with path.open("rb") as stream:
-            start = stream.read(4)
-        if start.startswith(PICKLE_STARTS):
-            hint = "store it again with safetensors.torch.save_file"
-            raise DataError(f"{path}: a pickle, which can run code when it is read; only safetensors are read: {hint}")
         tensors = load_file(path)
     except SafetensorError as error:
         raise DataError(f"{path}: not a whole safetensors file ({error}); download or store it again") from error

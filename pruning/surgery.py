@@ -1,0 +1,324 @@
+"""The mechanics of a smaller module: cut parameters and buffers, correct attributes, compare with the masked module.
+
+What is cut follows from `pruning.wiring`, which knows for every parameter which of its rows or columns belong to which
+unit. Attributes that count channels are corrected by tables, module type -> rule. A module that is not in them but has
+such a count in its own code is found out by the comparison: the smaller module must answer as the masked one does.
+
+What this asks of a user's module is little: read sizes from tensors (`x.shape[1]`, `view(n, -1, ...)`) instead of
+writing them as constants, and keep the numbers of padded channels in attributes `channels_before`, `channels_after`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pruning import masks
+from pruning.evaluation import evaluating
+from pruning.wiring import Wiring, wire
+from workloads.errors import PlanError
+from workloads.graph import Layer, LayerGraph, Op
+
+if TYPE_CHECKING:
+    from pruning.plan import PruningPlan
+
+Kept = Mapping[str, np.ndarray]
+TOLERANCE = 1e-5  # of the largest answer, in float32
+TOLERANCE_FLOAT64 = 1e-9
+
+
+def apply(plan: PruningPlan, model: nn.Module, example_inputs: tuple[Tensor, ...]) -> nn.Module:
+    """What `PruningPlan.apply` does."""
+    if plan.is_empty:
+        raise PlanError("the plan removes nothing: every group keeps all units and no mask has a zero")
+    wiring = wire(model, example_inputs)
+    kept = kept_units(plan, wiring)
+    found = parameter_masks(plan, wiring, model)
+    sparse = masks.bake(model, found) if found else model
+    if not kept:
+        return sparse
+    small = cut(sparse, wiring, kept)
+    check_equal(wiring.masked(sparse, kept), small, example_inputs, f"groups {', '.join(kept)}")
+    return small
+
+
+def kept_units(plan: PruningPlan, wiring: Wiring) -> dict[str, np.ndarray]:
+    """Units that stay, of groups that lose any; the plan is checked against the network."""
+    for group, units in plan.units.items():
+        size = wiring.analysis.group(group).size
+        if size != units:
+            raise PlanError(f"plan for {plan.model!r}: group {group!r} had {units} units, this model's has {size}")
+    return {group: np.array(plan.channels[group], np.int64) for group in plan.removed}
+
+
+def parameter_masks(plan: PruningPlan, wiring: Wiring, model: nn.Module) -> dict[str, Tensor]:
+    """The plan's masks by parameter, in torch's layout."""
+    found: dict[str, Tensor] = {}
+    for name, zeros in plan.masks.items():
+        parameter, layer = wiring.weight_of(name), wiring.graph[name]
+        if not zeros.is_exact:
+            raise PlanError(f"plan: of layer {name!r} only the density {zeros.density:.3f} is known, not which weights")
+        if zeros.shape != layer.weight_shape:
+            raise PlanError(f"plan: mask of layer {name!r} is {zeros.shape}, the weight is {layer.weight_shape}")
+        found[parameter] = in_torch_layout(zeros.mask(), layer, model.get_parameter(parameter).shape)
+    return found
+
+
+def in_torch_layout(mask: np.ndarray, layer: Layer, shape: torch.Size) -> Tensor:
+    """A mask (K, C / groups, R, S) as the parameter of that layer is laid out."""
+    if layer.op is Op.CONV_TRANSPOSE:
+        k, c, r, s = mask.shape
+        mask = mask.reshape(layer.groups, k // layer.groups, c, r, s).transpose(0, 2, 1, 3, 4)
+    return torch.from_numpy(np.ascontiguousarray(mask)).reshape(shape)
+
+
+def by_filter(weight: Tensor, layer: Layer) -> Tensor:
+    """A parameter as (K, C / groups, R, S): the inverse of `in_torch_layout`."""
+    k, c, r, s = layer.weight_shape
+    if layer.op is Op.CONV_TRANSPOSE:
+        return weight.reshape(layer.groups, c, k // layer.groups, r, s).transpose(1, 2).reshape(k, c, r, s)
+    return weight.reshape(k, c, r, s)
+
+
+# ---- cutting ---------------------------------------------------------------------------------------------------------
+
+
+def cut(model: nn.Module, wiring: Wiring, kept: Kept) -> nn.Module:
+    """A copy with smaller parameters, buffers and attributes.
+
+    Args:
+        kept: channel group -> units that stay.
+
+    Raises:
+        PlanError: units that are impossible, or a weight that is computed from others.
+    """
+    graph = wiring.analysis.graph_units(kept)
+    small = copy.deepcopy(model)
+    places = _places(small)
+    changed: dict[int, nn.Module] = {}
+    for name, axes in wiring.positions(kept).items():
+        path, _, leaf = name.rpartition(".")
+        old = getattr(small.get_submodule(path), leaf)
+        new = _selected(old, axes)
+        if isinstance(old, nn.Parameter):
+            new = nn.Parameter(new, requires_grad=old.requires_grad)
+        for module, attribute in places[id(old)]:
+            setattr(module, attribute, new)
+            mask = module._buffers.get(attribute + masks.SUFFIX)
+            if mask is not None and mask.shape == old.shape:
+                setattr(module, attribute + masks.SUFFIX, _selected(mask, axes))
+            changed[id(module)] = module
+    _correct(small, wiring, graph)
+    for module in changed.values():
+        _apply_rule(SIZES, module, module)
+    return small
+
+
+def _places(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """Everywhere that each parameter or buffer is held; a tied one in several places."""
+    found: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                found.setdefault(id(tensor), []).append((module, leaf))
+    return found
+
+
+def _selected(tensor: Tensor, axes: Mapping[int, np.ndarray]) -> Tensor:
+    """The chosen positions of some axes, a copy."""
+    found = tensor.detach()
+    for axis, positions in axes.items():
+        found = found.index_select(axis, torch.from_numpy(positions).to(found.device))
+    return found
+
+
+def _correct(small: nn.Module, wiring: Wiring, graph: LayerGraph) -> None:
+    """Attributes that follow from the graph: groups of convolutions and norms, channels that are padded."""
+    modules = wiring.modules(small)
+    for old, new in zip(wiring.graph.layers, graph.layers, strict=True):
+        module = modules.get(old.name)
+        if module is None or old == new:
+            continue
+        if old.op is Op.PAD:
+            _correct_padding(module, old, new)
+        elif old.groups != new.groups or old.op is Op.NORM:
+            _apply_rule(GROUPS, module, new)
+
+
+def _correct_padding(module: nn.Module, old: Layer, new: Layer) -> None:
+    before, after = (attribute[old.channel_axis] for attribute in (new.attributes["before"], new.attributes["after"]))
+    if (old.attributes["before"], old.attributes["after"]) == (new.attributes["before"], new.attributes["after"]):
+        return
+    if not (hasattr(module, "channels_before") and hasattr(module, "channels_after")):
+        raise PlanError(
+            f"layer {old.name!r} pads channels with numbers that stand in the code of {type(module).__name__}; "
+            "keep them in attributes channels_before and channels_after, or leave the group alone"
+        )
+    module.channels_before, module.channels_after = before, after
+
+
+Rules = Mapping[tuple[type[nn.Module], ...], Callable[[Any, Any], None]]
+
+
+def _apply_rule(rules: Rules, module: nn.Module, argument: object) -> None:
+    for kinds, rule in rules.items():
+        if isinstance(module, kinds):
+            rule(module, argument)
+
+
+def _set(module: nn.Module, **values: int) -> None:
+    for name, value in values.items():
+        setattr(module, name, value)
+
+
+def _conv(m: nn.Conv2d, _: object) -> None:
+    _set(m, out_channels=m.weight.shape[0], in_channels=m.weight.shape[1] * m.groups)
+
+
+def _conv_transpose(m: nn.ConvTranspose2d, _: object) -> None:
+    _set(m, in_channels=m.weight.shape[0], out_channels=m.weight.shape[1] * m.groups)
+
+
+def _linear(m: nn.Linear, _: object) -> None:
+    _set(m, out_features=m.weight.shape[0], in_features=m.weight.shape[1])
+
+
+def _batch_norm(m: nn.BatchNorm2d, _: object) -> None:
+    sized = m.running_mean if m.running_mean is not None else m.weight
+    _set(m, num_features=len(sized))
+
+
+def _lstm(m: nn.LSTM, _: object) -> None:
+    hidden = {getattr(m, name).shape[1] for name in m._parameters if name.startswith("weight_hh")}
+    if len(hidden) > 1:
+        raise PlanError(f"an LSTM's layers would have {sorted(hidden)} hidden units, torch's need equally many")
+    _set(m, hidden_size=hidden.pop(), input_size=m.get_parameter("weight_ih_l0").shape[1])
+
+
+SIZES: Rules = {
+    (nn.Conv1d, nn.Conv2d): _conv,
+    (nn.ConvTranspose1d, nn.ConvTranspose2d): _conv_transpose,
+    (nn.Linear,): _linear,
+    (nn.modules.batchnorm._NormBase,): _batch_norm,
+    (nn.GroupNorm,): lambda m, _: _set(m, num_channels=len(m.weight)),
+    (nn.PReLU,): lambda m, _: _set(m, num_parameters=len(m.weight)),
+    (nn.LSTM,): _lstm,
+}
+"""What follows from a module's own tensors, after they were cut."""
+
+GROUPS: Rules = {
+    (nn.modules.conv._ConvNd,): lambda m, layer: _set(m, groups=layer.groups),
+    (nn.GroupNorm,): lambda m, layer: _set(m, num_groups=layer.attributes["groups"], num_channels=layer.k),
+    (nn.modules.instancenorm._InstanceNorm,): lambda m, layer: _set(m, num_features=layer.k),
+}
+"""What follows from the graph: module, new layer -> None."""
+
+
+# ---- comparing -------------------------------------------------------------------------------------------------------
+
+
+def check_equal(masked: nn.Module, pruned: nn.Module, example_inputs: tuple[Tensor, ...], what: str = "") -> None:
+    """Run both on random inputs and compare; in float64 where float32 leaves a doubt.
+
+    Args:
+        example_inputs: their shapes are used, with a batch of at least two where the model allows it.
+        what: was removed, for the message.
+
+    Raises:
+        PlanError: the smaller module fails or answers differently; names the module where that starts.
+    """
+    inputs = _random_inputs(masked, example_inputs)
+    with torch.no_grad(), evaluating(masked), evaluating(pruned):
+        wanted = masked(*inputs)
+        try:
+            found = pruned(*inputs)
+        except Exception as error:
+            where = _innermost(pruned, error)
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise PlanError(_constant_channels(where, what, reason)) from error
+        if _are_close(wanted, found, TOLERANCE):
+            return
+        exact = tuple(x.double() if x.is_floating_point() else x for x in inputs)
+        twins = [copy.deepcopy(model).double() for model in (masked, pruned)]
+        if not _are_close(twins[0](*exact), twins[1](*exact), TOLERANCE_FLOAT64):
+            where = _first_difference(twins[0], twins[1], exact)
+            raise PlanError(_constant_channels(where, what, "it answers otherwise than the masked model"))
+
+
+def _constant_channels(where: str, what: str, reason: str) -> str:
+    hint = "does its code fix a number of channels? Read sizes from tensors (x.shape[1], view(n, -1, ...))"
+    return f"without {what} the smaller model does not work, first seen in {where}: {reason}; {hint}, or keep the group"
+
+
+def _random_inputs(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Standard normal numbers in place of floats; twice the batch where it is one and the model takes two."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(example: Tensor, batch: int) -> Tensor:
+        if not example.is_floating_point():
+            return example.repeat(batch // len(example), *[1] * (example.dim() - 1))
+        return torch.randn((batch, *example.shape[1:]), generator=generator).to(example)
+
+    own = len(example_inputs[0])
+    doubled = tuple(drawn(example, max(own, 2)) for example in example_inputs)
+    try:
+        with torch.no_grad(), evaluating(model):
+            model(*doubled)
+        return doubled
+    except Exception:  # a model that only takes its own batch
+        return tuple(drawn(example, own) for example in example_inputs)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
+    return [tensor for part in parts for tensor in _tensors(part)]
+
+
+def _are_close(wanted: Any, found: Any, tolerance: float) -> bool:
+    """Equal within a tolerance of the largest answer."""
+    pairs = list(zip(_tensors(wanted), _tensors(found), strict=True))
+    return all(a.shape == b.shape and _is_close(a, b, tolerance) for a, b in pairs)
+
+
+def _is_close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    scale = max(1.0, float(a.abs().max())) if a.numel() else 1.0
+    return torch.allclose(a, b, rtol=0, atol=tolerance * scale)
+
+
+def _innermost(model: nn.Module, error: BaseException) -> str:
+    """The innermost module that was running when it failed, as "'fc' (Linear)"."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    found, trace = f"the model ({type(model).__name__})", error.__traceback__
+    while trace is not None:
+        module = trace.tb_frame.f_locals.get("self")
+        if path := paths.get(id(module), ""):
+            found = f"{path!r} ({type(module).__name__})"
+        trace = trace.tb_next
+    return found
+
+
+def _first_difference(masked: nn.Module, pruned: nn.Module, inputs: tuple[Tensor, ...]) -> str:
+    """The first module, in running order, whose answer has the old shape but other values."""
+    answers: list[list[tuple[str, Any]]] = []
+    for model in (masked, pruned):
+        seen: list[tuple[str, Any]] = []
+        hooks = [
+            module.register_forward_hook(lambda _m, _x, y, path=path, seen=seen: seen.append((path, y)))
+            for path, module in model.named_modules()
+        ]
+        model(*inputs)
+        for hook in hooks:
+            hook.remove()
+        answers.append(seen)
+    for (path, wanted), (_, found) in zip(*answers, strict=True):
+        same = [(a, b) for a, b in zip(_tensors(wanted), _tensors(found), strict=True) if a.shape == b.shape]
+        if not all(_is_close(a, b, TOLERANCE_FLOAT64) for a, b in same):
+            return f"{path!r} ({type(masked.get_submodule(path)).__name__})" if path else "the model's own code"
+    return "the model's own code"

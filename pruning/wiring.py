@@ -1,0 +1,359 @@
+"""Which rows and columns of a module's own parameters belong to which channel unit.
+
+The channel analysis speaks of the arrays beside a graph, in which batch norms are folded and weights may be computed.
+Surgery, masks and gradients need the module's own tensors. A `Wiring` joins the two: lowering remembers of every array
+which stored tensors it came from (`workloads.constants.Recipe`), so each member of a channel group becomes a few
+`Cut`s, one for each axis of a parameter or buffer that shrinks with the group: the weight, its bias, and the scale,
+shift, mean and variance of every batch norm folded into it.
+
+Letters: K filters, C input channels of a group, as in `workloads.sparsity`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from workloads.channels import ChannelAnalysis, Member, analyze
+from workloads.constants import Computed, Constant, Norm, Reader, Recipe, Stored, stored_in, tensors_of
+from workloads.errors import PlanError, unknown_name
+from workloads.graph import KIND, Kind, Layer, LayerGraph, Op
+from workloads.lowering import _prepared
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from workloads.structure import Structure
+
+PRODUCED, READ, STATISTIC = "produced", "read", "statistic"
+ROLES = {"output": PRODUCED, "depthwise": PRODUCED, "bias": PRODUCED, "norm": PRODUCED, "slope": PRODUCED}
+ROLES |= {"constant": PRODUCED, "input": READ}
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """What a channel group owns of one axis of one parameter or buffer.
+
+    Attributes:
+        layer: of the graph. tensor: name in the model's state dict. axis: of the tensor.
+        role: "produced" (makes or carries the channels), "read" (weights that read them), "statistic" (variance of a
+            batch norm: it shrinks with the channels, but is not set to zero in a mask).
+        index: int64 (m,), positions on the axis, ascending. unit: int64 (m,), the unit of the group each belongs to.
+    """
+
+    layer: str
+    tensor: str
+    axis: int
+    role: str
+    index: np.ndarray
+    unit: np.ndarray
+
+
+def wire(model: nn.Module, source: LayerGraph | ChannelAnalysis | tuple[Tensor, ...]) -> Wiring:
+    """The wiring of a model.
+
+    Args:
+        model: read, not modified. Tracing is remembered by lowering, so asking again costs milliseconds.
+        source: example inputs; or the model's graph or channel analysis, to get exactly those layers and groups.
+
+    Raises:
+        LoweringError: the model cannot be lowered. PlanError: graph or analysis are of another model.
+
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1))
+    >>> print(*(f"{cut.tensor} {cut.axis}" for cut in wire(model, (torch.ones(1, 3, 5, 5),)).cuts("0")), sep=", ")
+    0.weight 0, 1.weight 0, 1.bias 0, 1.running_mean 0, 1.running_var 0, 2.weight 1
+    """
+    graph = source.source if isinstance(source, ChannelAnalysis) else source
+    if isinstance(graph, LayerGraph):
+        inputs = tuple(torch.zeros(layer.shape) for layer in graph.inputs)
+        on_unknown = "vector" if any(layer.op is Op.VECTOR for layer in graph.layers) else "error"
+    else:
+        inputs, on_unknown = graph, "error"
+    structure, reader = _prepared(model, inputs, on_unknown)
+    if not isinstance(graph, LayerGraph):
+        graph = structure.graph(type(model).__name__, reader).verify()
+    elif [layer.name for layer in graph.layers] != [layer.name for layer in structure.layers]:
+        raise PlanError(f"graph {graph.name!r} was not made from this {type(model).__name__}; lower the model again")
+    return Wiring(graph, source if isinstance(source, ChannelAnalysis) else analyze(graph), structure)
+
+
+@dataclass(frozen=True, eq=False)
+class Wiring:
+    """The graph of a model, its channel groups, and what both mean for the model's own tensors; made by `wire`."""
+
+    graph: LayerGraph
+    analysis: ChannelAnalysis
+    structure: Structure
+
+    # ---- channel groups ---------------------------------------------------------------------------------------------
+
+    @cached_property
+    def prunable(self) -> tuple[str, ...]:
+        """Groups that may lose units and whose tensors can be cut."""
+        return tuple(name for name in self.analysis.names if not self._problems(name))
+
+    def cuts(self, group: str) -> tuple[Cut, ...]:
+        """All axes of tensors that shrink with a group.
+
+        Raises:
+            PlanError: no such group, or one of its weights is computed in a way that cannot be cut.
+        """
+        name = self.analysis.group(group).name
+        if problem := self._problems(name):
+            raise PlanError(f"channel group {name!r}: {problem}")
+        return self._cuts[name]
+
+    def _problems(self, group: str) -> str:
+        for member in self.analysis.group(group).members:
+            if _traced(self.structure.recipes[member.array], member) is None:
+                return (
+                    f"array {member.array!r} of layer {member.layer!r} is computed, not a parameter, so it cannot be "
+                    "cut; finish parametrizations first, or leave the group alone"
+                )
+        return ""
+
+    @cached_property
+    def _cuts(self) -> dict[str, tuple[Cut, ...]]:
+        found = {}
+        for group in self.analysis.groups:
+            cuts: dict[tuple[str, int, bytes], Cut] = {}
+            for member in group.members:
+                for cut in _traced(self.structure.recipes[member.array], member) or ():
+                    cuts.setdefault((cut.tensor, cut.axis, cut.index.tobytes()), cut)
+            found[group.name] = tuple(cuts.values())
+        return found
+
+    def positions(self, kept: Mapping[str, np.ndarray]) -> dict[str, dict[int, np.ndarray]]:
+        """What stays of every tensor that shrinks: tensor -> axis -> ascending positions.
+
+        Args:
+            kept: group -> units that stay.
+        """
+        gone: dict[str, dict[int, list[np.ndarray]]] = {}
+        for cut, removed in self._removed(kept):
+            gone.setdefault(cut.tensor, {}).setdefault(cut.axis, []).append(removed)
+        return {
+            tensor: {
+                axis: np.setdiff1d(np.arange(self._shapes[tensor][axis]), np.concatenate(parts))
+                for axis, parts in axes.items()
+            }
+            for tensor, axes in gone.items()
+        }
+
+    def _removed(self, kept: Mapping[str, np.ndarray]) -> Iterator[tuple[Cut, np.ndarray]]:
+        """Every cut that loses positions, and which."""
+        for group, units in kept.items():
+            stays = np.zeros(self.analysis.group(group).size, bool)
+            stays[units] = True
+            for cut in self.cuts(group):
+                removed = cut.index[~stays[cut.unit]]
+                if len(removed):
+                    yield cut, removed
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        stored = [item for recipe in self.structure.recipes.values() for item in _stored(recipe)]
+        return {item.name: item.shape for item in stored}
+
+    # ---- zeros in place of cuts -------------------------------------------------------------------------------------
+
+    def zeros(self, model: nn.Module, kept: Mapping[str, np.ndarray]) -> dict[str, list[Tensor]]:
+        """What must be zero for all other units to be gone: tensor -> bools that broadcast to it.
+
+        The filters that make the channels, their biases, batch-norm scales, shifts and means, and the weights that
+        read them, so that the next layer sees nothing whatever an activation makes of zero.
+
+        Args:
+            kept: group -> units that stay.
+        """
+        tensors = tensors_of(model)
+        found: dict[str, list[Tensor]] = {}
+        for cut, positions in self._removed(kept):
+            if cut.role != STATISTIC:
+                tensor = tensors[cut.tensor]
+                where = torch.zeros(tensor.shape[cut.axis], dtype=torch.bool)
+                where[torch.from_numpy(positions)] = True
+                spread = where.view([-1 if axis == cut.axis else 1 for axis in range(tensor.dim())])
+                found.setdefault(cut.tensor, []).append(spread.to(tensor.device))
+        return found
+
+    def masked(self, model: nn.Module, kept: Mapping[str, np.ndarray]) -> nn.Module:
+        """A copy of full size in which all other units of these groups are zero."""
+        twin = copy.deepcopy(model)
+        tensors = tensors_of(twin)
+        for name, places in self.zeros(twin, kept).items():
+            for where in places:
+                tensors[name].masked_fill_(where, 0)
+        return twin
+
+    def masks(self, model: nn.Module, kept: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        """The same as masks of parameters, True = kept, to train or bake with (`pruning.masks`)."""
+        found = {}
+        parameters = dict(model.named_parameters())
+        for name, places in self.zeros(model, kept).items():
+            if name in parameters:
+                found[name] = torch.ones_like(parameters[name], dtype=torch.bool)
+                for where in places:
+                    found[name] &= ~where
+        return found
+
+    def unit_sums(self, group: str, products: Mapping[str, Tensor]) -> np.ndarray:
+        """Sum of products over the weights that read each unit: float64 (units,).
+
+        With products = weight x gradient that is d loss / d z of a factor z on the unit. Where nothing reads a unit
+        by weights (queries and keys), what makes it is summed instead.
+        """
+        cuts = self.cuts(group)
+        chosen = [cut for cut in cuts if cut.role == READ] or [cut for cut in cuts if cut.role == PRODUCED]
+        total = np.zeros(self.analysis.group(group).size)
+        for cut in chosen:
+            if cut.tensor in products:
+                product = products[cut.tensor].double()
+                sums = product.sum([axis for axis in range(product.dim()) if axis != cut.axis]).numpy()
+                np.add.at(total, cut.unit, sums[cut.index])
+        return total
+
+    # ---- layers -----------------------------------------------------------------------------------------------------
+
+    def weight_of(self, layer: str) -> str:
+        """The parameter that is a layer's weight.
+
+        Raises:
+            PlanError: no such layer, no weight, or one that is computed from parameters.
+        """
+        known = [item.name for item in self.graph.layers if item.weight and KIND[item.op] is Kind.MAC]
+        if layer not in known:
+            raise PlanError(str(unknown_name("layer with weights", layer, known)))
+        source = self.structure.recipes[self.graph[layer].weight].source
+        if not isinstance(source, Stored) or not source.is_parameter:
+            raise PlanError(f"the weight of layer {layer!r} is computed, not a parameter, so it cannot carry a mask")
+        return source.name
+
+    def companions(self, layer: str) -> tuple[str, ...]:
+        """Parameters with one number a filter that go with a filter: its bias, scale and shift of its batch norms."""
+        found = self.graph[layer]
+        recipes = [self.structure.recipes[key] for key in (found.weight, found.bias) if key]
+        stored = [part for recipe in recipes for norm in recipe.norms for part in (norm.weight, norm.bias)]
+        stored += [recipe.source for recipe in recipes if recipe.is_bias]
+        return tuple(dict.fromkeys(part.name for part in stored if isinstance(part, Stored) and part.is_parameter))
+
+    def modules(self, model: nn.Module) -> dict[str, nn.Module]:
+        """The module of `model` that each layer runs in, by layer; layers of plain functions have their caller's."""
+        found = {}
+        for layer in self.graph.layers:
+            recipe = self.structure.recipes.get(layer.weight)
+            stored = [item for item in _stored(recipe)] if recipe is not None else []
+            path = stored[0].name.rpartition(".")[0] if stored else layer.name.split("#")[0]
+            module = _submodule(model, path)
+            if module is None:
+                module = _submodule(model, path.rpartition(".")[0])
+            if module is not None:
+                found[layer.name] = module
+        return found
+
+    def arrays(self, model: nn.Module) -> dict[str, np.ndarray]:
+        """The arrays beside the graph, batch norms folded in, from the weights that the model has now."""
+        return self.structure.arrays(Reader(tensors_of(model)))
+
+
+# ---- from arrays to stored tensors -----------------------------------------------------------------------------------
+
+
+def _traced(recipe: Recipe, member: Member) -> list[Cut] | None:
+    """The cuts of one member of a group; None where its array cannot be cut."""
+    role = ROLES[member.role]
+    sources = _sources(recipe, member) if recipe.source is not None else []
+    if sources is None:
+        return None
+    found = [Cut(member.layer, tensor, axis, role, index, unit) for tensor, axis, index, unit in sources]
+    if role == PRODUCED:
+        index, unit = _filters(recipe, member)
+        for part, part_role in (pair for norm in recipe.norms for pair in _parts(norm)):
+            if isinstance(part, Stored):
+                found.append(Cut(member.layer, part.name, 0, part_role, index, unit))
+            elif part is not None:
+                return None
+    return found
+
+
+def _parts(norm: Norm) -> tuple[tuple[Constant | None, str], ...]:
+    return ((norm.weight, PRODUCED), (norm.bias, PRODUCED), (norm.mean, PRODUCED), (norm.var, STATISTIC))
+
+
+_Source = tuple[str, int, np.ndarray, np.ndarray]  # tensor, axis, index, unit
+
+
+def _sources(recipe: Recipe, member: Member) -> list[_Source] | None:
+    """What the array itself is stored in."""
+    source = recipe.source
+    if isinstance(source, Stored):
+        is_single = member.role == "slope" and source.shape[0] == 1  # one slope for all channels
+        return [] if is_single else [(source.name, member.axis, member.index, member.unit)]
+    if recipe.op is Op.LSTM and isinstance(source, Computed):
+        return _lstm_sources(recipe, member, source)
+    return None
+
+
+def _lstm_sources(recipe: Recipe, member: Member, source: Computed) -> list[_Source] | None:
+    """An LSTM's weight is [W_ih | W_hh], its bias b_ih + b_hh."""
+    parts = [part for part in source.args if isinstance(part, Stored)]
+    if len(parts) != len(source.args):
+        return None
+    if recipe.is_bias or member.axis == 0:
+        return [(part.name, member.axis, member.index, member.unit) for part in parts]
+    found, start = [], 0
+    for part in parts:
+        inside = (member.index >= start) & (member.index < start + part.shape[1])
+        if inside.any():
+            found.append((part.name, 1, member.index[inside] - start, member.unit[inside]))
+        start += part.shape[1]
+    return found
+
+
+def _filters(recipe: Recipe, member: Member) -> tuple[np.ndarray, np.ndarray]:
+    """Positions among all K filters; the second axis of a grouped transposed convolution has those of one group."""
+    if recipe.op is not Op.CONV_TRANSPOSE or recipe.is_bias or recipe.groups == 1:
+        return member.index, member.unit
+    k, c = recipe.shape[0], recipe.shape[1] * recipe.groups
+    if member.axis == 1:
+        width = k // recipe.groups
+        index = (np.arange(recipe.groups)[:, None] * width + member.index).ravel()
+        return index, np.tile(member.unit, recipe.groups)
+    each = k // c  # axis 0 holds the input channels; each makes its own filters
+    return (member.index[:, None] * each + np.arange(each)).ravel(), np.repeat(member.unit, each)
+
+
+def _stored(recipe: Recipe) -> list[Stored]:
+    """Every stored tensor that an array came from."""
+    parts: Iterable[Constant | None] = (
+        recipe.source,
+        *(part for norm in recipe.norms for part in (norm.weight, norm.bias, norm.mean, norm.var)),
+    )
+    return [item for part in parts if part is not None for item in stored_in(part).values()]
+
+
+def _submodule(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def is_zero_preserving(layer: Layer) -> bool:
+    """Whether a layer's activation maps zero to zero."""
+    from workloads.activations import parse_activation
+
+    if not layer.activation:
+        return True
+    name, arguments = parse_activation(layer.activation)
+    if name == "hardtanh":
+        low, high = (float(argument) for argument in arguments)
+        return low <= 0 <= high
+    return name not in ("sigmoid", "hardsigmoid")

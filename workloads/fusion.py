@@ -1,0 +1,123 @@
+"""What changes drafts after the walk: batch norms fold into their producer, activations attach to it, additions are
+marked as absorbable, and what nothing reads is dropped.
+
+A layer counts as read by the outside where it is an output of the network: such a layer absorbs nothing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+from workloads.constants import Norm
+from workloads.drafts import Draft
+from workloads.graph import Op
+
+FOLDS = frozenset({Op.CONV, Op.CONV_TRANSPOSE, Op.LINEAR})
+# Whatever computes can apply an activation as it writes its result; an LSTM has its own, moves do not compute.
+ACTIVATES = FOLDS | {Op.MATMUL, Op.ADD, Op.MUL, Op.NORM, Op.MAX_POOL, Op.AVG_POOL, Op.MEAN}
+
+
+def fuse(drafts: list[Draft], outputs: list[Draft]) -> tuple[list[Draft], list[Draft]]:
+    """The drafts that remain, in running order, and the outputs; drafts are changed in place."""
+    drafts = _reachable(drafts, outputs)
+    drafts, outputs = _redirected(drafts, outputs, _fold_norms(drafts, outputs))
+    drafts, outputs = _redirected(drafts, outputs, _attach_activations(drafts, outputs))
+    _mark_additions(drafts, outputs)
+    return drafts, outputs
+
+
+def _reachable(drafts: list[Draft], outputs: list[Draft]) -> list[Draft]:
+    """Inputs, and whatever an output depends on."""
+    needed = set(outputs)
+    for draft in reversed(drafts):
+        if draft in needed:
+            needed.update(draft.inputs)
+    return [draft for draft in drafts if draft in needed or draft.op is Op.INPUT]
+
+
+def _redirected(
+    drafts: list[Draft], outputs: list[Draft], absorbed: Mapping[Draft, Draft]
+) -> tuple[list[Draft], list[Draft]]:
+    """Without the absorbed drafts; who read one now reads what absorbed it."""
+    kept = [draft for draft in drafts if draft not in absorbed]
+    for draft in kept:
+        draft.inputs = [absorbed.get(item, item) for item in draft.inputs]
+    return kept, [absorbed.get(draft, draft) for draft in outputs]
+
+
+def _only_reader(drafts: list[Draft], outputs: list[Draft]) -> dict[Draft, Draft]:
+    """Of each draft that exactly one other reads, and that is no output: the one."""
+    readers: dict[Draft, list[Draft]] = defaultdict(list)
+    for draft in drafts:
+        for item in draft.inputs:
+            readers[item].append(draft)
+    return {item: found[0] for item, found in readers.items() if len(found) == 1 and item not in set(outputs)}
+
+
+# ---- batch norms -----------------------------------------------------------------------------------------------------
+
+
+def _fold_norms(drafts: list[Draft], outputs: list[Draft]) -> dict[Draft, Draft]:
+    """Norm -> the layer that it folds into. A chain of norms folds into one layer."""
+    reader = _only_reader(drafts, outputs)
+    chains = {draft: _chain(draft, reader) for draft in drafts if draft.op in FOLDS}
+    users: dict[object, list[Draft]] = defaultdict(list)
+    for draft in drafts:
+        users[draft.weight].append(draft)
+    absorbed = {}
+    for draft, chain in chains.items():
+        if chain and _agree([_identity(chains.get(user, [])) for user in users[draft.weight]]):
+            draft.norms += [norm for item in chain for norm in item.norms]
+            absorbed.update(dict.fromkeys(chain, draft))
+    return absorbed
+
+
+def _chain(draft: Draft, reader: Mapping[Draft, Draft]) -> list[Draft]:
+    """The affine norms on the channels of a layer that follow it with nothing in between."""
+    found: list[Draft] = []
+    item = reader.get(draft)
+    while item is not None and item.op is Op.NORM and item.norms and draft.channel_axis == 1:
+        found.append(item)
+        item = reader.get(item)
+    return found
+
+
+def _identity(chain: list[Draft]) -> tuple[object, ...]:
+    norms: list[Norm] = [norm for draft in chain for norm in draft.norms]
+    return tuple(norm.identity for norm in norms)
+
+
+def _agree(found: list[tuple[object, ...]]) -> bool:
+    """All users of a shared weight see the same norms: otherwise one array cannot serve them."""
+    return all(item == found[0] for item in found)
+
+
+# ---- activations and additions ---------------------------------------------------------------------------------------
+
+
+def _attach_activations(drafts: list[Draft], outputs: list[Draft]) -> dict[Draft, Draft]:
+    """Activation -> the layer that applies it."""
+    reader = _only_reader(drafts, outputs)
+    absorbed = {}
+    for draft in drafts:
+        item = reader.get(draft)
+        if draft.op in ACTIVATES and item is not None and item.op is Op.ACTIVATION and item.weight is None:
+            draft.activation = str(item.attributes["kind"])
+            absorbed[item] = draft
+    return absorbed
+
+
+def _mark_additions(drafts: list[Draft], outputs: list[Draft]) -> None:
+    """x + y, both of one shape: the last layer with weights that feeds nothing else can add as it writes.
+
+    It must have no activation of its own: hardware that fuses adds before it activates.
+    """
+    reader = _only_reader(drafts, outputs)
+    place = {draft: i for i, draft in enumerate(drafts)}
+    for draft in drafts:
+        if draft.op is not Op.ADD or draft.attributes["kind"] != "add" or "alpha" in draft.attributes:
+            continue
+        if len(draft.inputs) == 2 and draft.inputs[0].shape == draft.inputs[1].shape == draft.shape:
+            able = [x for x in draft.inputs if x.op in FOLDS and reader.get(x) is draft and not x.activation]
+            draft.fused_into = max(able, key=place.__getitem__, default=None)

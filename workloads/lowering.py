@@ -1,0 +1,252 @@
+"""From a PyTorch module to a layer graph.
+
+    graph = lower(model, torch.randn(1, 3, 224, 224))
+
+The module is traced by `torch.export` in eval mode, without decompositions, so that the traced program still speaks of
+convolutions, batch norms and LSTMs. Each operator becomes layers by the operator table (`workloads.operators`); batch
+norms are folded, activations attached (`workloads.fusion`). Whatever is computed from parameters and buffers alone, be
+it a weight norm, `torch.nn.utils.prune` or a mask that the model multiplies with, is evaluated, and the zeros of the
+result are the graph's: exactly those that hardware would see.
+
+Tracing is the slow part and depends on code and shapes only: it is done once and remembered
+(`workloads.lowering_cache`); weights are read afresh each time. The model is never modified: a copy that shares its
+tensors is traced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Literal as OneOf
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from workloads.constants import Reader, tensors_of
+from workloads.conversion import convert
+from workloads.errors import LoweringError, ShapeError
+from workloads.fusion import fuse
+from workloads.graph import LayerGraph, Op
+from workloads.lowering_cache import STRUCTURES, structure_key
+from workloads.structure import Structure, build_structure
+
+Inputs = Tensor | Sequence[Tensor]
+CHUNK_BYTES = 2**28  # of activations kept at once while densities are measured
+
+
+def lower(
+    model: nn.Module,
+    example_inputs: Inputs,
+    *,
+    on_unknown: OneOf["error", "vector"] = "error",
+    calibration: Inputs | None = None,
+    name: str | None = None,
+) -> LayerGraph:
+    """The layer graph of a module in eval mode, with the exact zeros of its weights.
+
+    Args:
+        model: any module; it is neither modified nor kept.
+        example_inputs: tensors as `model(*example_inputs)` takes them, batch first. Only shapes and types matter.
+        on_unknown: what to do with an operator that the table lacks: "error", or "vector" to price it as elementwise
+            work, one `Op.VECTOR` layer each (such a graph cannot be run by `workloads.reference`).
+        calibration: inputs on which the zeros of activations are measured (`measure_activation_density`).
+        name: of the graph; by default that of the class.
+
+    Returns:
+        A verified graph.
+
+    Raises:
+        LoweringError: the module cannot be traced with these inputs, has an unknown operator or a weight that is not
+            finite.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+    >>> graph = lower(model, torch.ones(1, 3, 6, 6))
+    >>> print(graph["0"].op, graph["0"].activation, graph.macs, graph.source_parameters)
+    conv relu 3456 232
+    """
+    structure, reader = _prepared(model, example_inputs, on_unknown)
+    graph = structure.graph(name or type(model).__name__, reader).verify()
+    if calibration is None:
+        return graph
+    return measure_activation_density(graph, structure.arrays(reader), *_tuple(calibration))
+
+
+def lower_with_weights(
+    model: nn.Module,
+    example_inputs: Inputs,
+    *,
+    on_unknown: OneOf["error", "vector"] = "error",
+    calibration: Inputs | None = None,
+    name: str | None = None,
+) -> tuple[LayerGraph, dict[str, np.ndarray]]:
+    """As `lower`, and the arrays that the layers name.
+
+    Returns:
+        The graph, and array by key: float32, in torch's layout, batch norms folded in; a copy of the model's numbers.
+    """
+    structure, reader = _prepared(model, example_inputs, on_unknown)
+    graph = structure.graph(name or type(model).__name__, reader).verify()
+    arrays = structure.arrays(reader)
+    if calibration is not None:
+        graph = measure_activation_density(graph, arrays, *_tuple(calibration))
+    return graph, arrays
+
+
+def measure_activation_density(
+    graph: LayerGraph, weights: dict[str, np.ndarray], *inputs: np.ndarray | Tensor
+) -> LayerGraph:
+    """A copy whose layers know which fraction of each output channel is not zero, inputs included.
+
+    Args:
+        graph: without `Op.VECTOR` layers.
+        weights: array by key, as `lower_with_weights` gives them.
+        inputs: one batch of real inputs for each input layer; any number of samples if the graph can change its batch
+            (`LayerGraph.with_batch`), else a multiple of its own.
+
+    Raises:
+        LoweringError: the graph has a layer that cannot run. ShapeError: the inputs do not fit.
+    """
+    from workloads.reference import run_all
+
+    if unknown := [layer.name for layer in graph.layers if layer.op is Op.VECTOR]:
+        raise LoweringError(
+            f"activation zeros cannot be measured: layer {unknown[0]!r} is priced as vector work only and cannot run; "
+            f"leave out calibration"
+        )
+    counts: dict[str, np.ndarray] = {}
+    samples = len(inputs[0])
+    for part, piece in _chunks(graph, samples):
+        for name, array in run_all(part, weights, *(x[piece] for x in inputs)).items():
+            axis = graph[name].channel_axis if array.ndim > 1 else None
+            others = tuple(i for i in range(array.ndim) if i != axis)
+            found = np.count_nonzero(array, axis=others) / (array.size / (array.shape[axis] if axis is not None else 1))
+            counts[name] = counts.get(name, 0.0) + np.atleast_1d(found) * (piece.stop - piece.start) / samples
+    measured = {name: np.minimum(count, 1.0).tolist() for name, count in counts.items()}
+    return graph.with_activation_density(
+        {name: values for name, values in measured.items() if graph[name].op is not Op.CONSTANT}
+    ).verify()
+
+
+def _chunks(graph: LayerGraph, samples: int) -> Iterator[tuple[LayerGraph, slice]]:
+    """The samples in parts whose activations fit into memory, each with a graph of its batch."""
+    batch = graph.inputs[0].shape[0]
+    bytes_per_sample = 4 * sum(layer.output_elements for layer in graph.layers) // batch
+    size = max(1, min(samples, CHUNK_BYTES // max(bytes_per_sample, 1)))
+    graphs = {batch: graph}
+    try:
+        for count in {size, samples % size} - {0, batch}:
+            graphs[count] = graph.with_batch(count)
+    except ShapeError as error:
+        size = batch
+        if samples % batch:
+            found = f"calibration with {samples} samples; {error}"
+            raise ShapeError(f"{found}; give a multiple of {batch} samples") from error
+    for start in range(0, samples, size):
+        piece = slice(start, min(start + size, samples))
+        yield graphs[piece.stop - piece.start], piece
+
+
+# ---- tracing ---------------------------------------------------------------------------------------------------------
+
+
+def _prepared(model: nn.Module, example_inputs: Inputs, on_unknown: str) -> tuple[Structure, Reader]:
+    if on_unknown not in ("error", "vector"):
+        raise ValueError(f"on_unknown is {on_unknown!r}, must be 'error' or 'vector'")
+    inputs = _tuple(example_inputs)
+    key = structure_key(model, inputs, on_unknown)
+    structure = STRUCTURES.get(key, lambda: _structure(model, inputs, on_unknown))
+    return structure, Reader(tensors_of(model))
+
+
+def _tuple(inputs: Inputs) -> tuple[Tensor, ...]:
+    found = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    if wrong := [item for item in found if not isinstance(item, Tensor)] or not found:
+        given = type(wrong[0]).__name__ if isinstance(wrong, list) else "nothing"
+        raise LoweringError(f"example inputs hold {given}, need tensors; give a tensor or a tuple of tensors")
+    return found
+
+
+def _structure(model: nn.Module, inputs: tuple[Tensor, ...], on_unknown: str) -> Structure:
+    program = _export(model, inputs)
+    try:
+        drafts, outputs = convert(program, _first_names(model), on_unknown)
+    except LoweringError as error:
+        raise LoweringError(f"{type(model).__name__}: {error}") from error
+    return build_structure(*fuse(drafts, outputs))
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """Of every name of a parameter or buffer, the first name of the same tensor."""
+    first: dict[int, str] = {}
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: first.setdefault(id(tensor), name) for name, tensor in named}
+
+
+def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
+    """The traced program of a copy in eval mode.
+
+    Raises:
+        LoweringError: the module cannot be copied, or fails with these inputs; from the error that it raised.
+    """
+    twin = _twin(model)
+    try:
+        with _quiet(), torch.no_grad():
+            return torch.export.export(twin, inputs, strict=False)
+    except Exception as error:
+        shapes = ", ".join(str(tuple(item.shape)) for item in inputs)
+        given = f"{type(model).__name__} cannot be traced with inputs of shape {shapes}"
+        raise LoweringError(f"{given}: {_where(twin, error)}{_cause(error)}") from error
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """A copy in eval mode that shares every tensor: hooks and forward passes may change its attributes freely."""
+    tensors = [*model.parameters(), *model.buffers()]
+    tensors += [item for module in model.modules() for item in vars(module).values() if isinstance(item, Tensor)]
+    try:
+        return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}).eval()
+    except Exception as error:
+        found = f"{type(model).__name__} cannot be copied ({type(error).__name__}: {_first_line(error)})"
+        raise LoweringError(f"{found}; a copy is traced, so keep locks, files and the like out of modules") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch prints on the way to an exception: the exception says it."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _where(twin: nn.Module, error: BaseException) -> str:
+    """The innermost module that was running, as "in 'layer1.conv' (Conv2d): "."""
+    paths = {id(module): path for path, module in twin.named_modules()}
+    found = ""
+    trace = error.__traceback__
+    while trace is not None:
+        module = trace.tb_frame.f_locals.get("self")
+        if path := paths.get(id(module), ""):
+            found = f"in {path!r} ({type(module).__name__}): "
+        trace = trace.tb_next
+    return found
+
+
+def _cause(error: Exception) -> str:
+    if "data-dependent" in str(error):
+        return "its control flow depends on the values of a tensor; decide by shapes or flags instead"
+    return f"{_first_line(error)}; give example inputs that the model accepts"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
