@@ -20,10 +20,11 @@ import numpy as np
 
 from accel_models import SimulationResult, Target, target
 from codesign.budgets import parse_budgets, show
+from codesign.costs import METRICS, graph_costs
 from codesign.search import Front, search
 from codesign.show import console
 from codesign.solve import Solution
-from codesign.space import Space, channel_variables, price_table, static_costs, weight_variables
+from codesign.space import Space, channel_variables, price_table, weight_variables
 from codesign.study import Study, write_json
 from workloads.channels import analyze
 from workloads.errors import ConfigError, PlanError
@@ -132,7 +133,7 @@ def check(config: SearchConfig) -> None:
         raise ConfigError(f"--density {bad[0]}: must be above 0 and at most 1")
     if not config.budgets:
         raise ConfigError("a search needs a budget, e.g. --budget latency=0.7x")
-    parse_budgets(config.budgets, dict.fromkeys(("latency", "energy", "macs", "size"), 1.0))
+    parse_budgets(config.budgets, dict.fromkeys(METRICS, 1.0))
 
 
 @dataclass(frozen=True)
@@ -452,13 +453,6 @@ def _finished(folder: Path) -> Job:
     if not study.has("result"):
         raise ConfigError(f"{folder}: the study is not finished; run the same search again to resume it")
     return Job(SearchConfig.from_dict(study.config), study, "cpu", console())
-
-
-def graph_costs(machine: Target, graph: LayerGraph) -> dict[str, float]:
-    """Latency (s), energy (J), multiplications with kept weights, and bytes of stored weights of a graph as it is."""
-    result = machine.simulate(graph)
-    static = {name: float(rows.sum()) for name, rows in static_costs(graph.columns).items()}
-    return {"latency": result.latency_s, "energy": result.energy_j, **static}
 
 
 def load_outcome(folder: Path) -> Outcome:

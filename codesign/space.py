@@ -26,6 +26,7 @@ import numpy as np
 
 from accel_models import Target
 from accel_models.placement import place
+from codesign.costs import METRICS, static_costs
 from codesign.solve import Factor, PriceTable
 from workloads.channels import ChannelAnalysis, ChannelGroup
 from workloads.columns import Columns
@@ -214,12 +215,11 @@ def price_table(space: Space, target: Target, loss: Mapping[str, np.ndarray]) ->
             factors.append(Factor(touching, {name: part.reshape(shape) for name, part in sums.items()}))
         else:
             constant = {name: float(part[0]) for name, part in sums.items()}
-    metrics = ("latency", "energy", "macs", "size")
     return PriceTable(
         names=tuple(variable.name for variable in space.variables),
         options=space.sizes,
         loss=tuple(np.asarray(loss[variable.name], float) for variable in space.variables),
-        constant={name: constant.get(name, 0.0) for name in metrics},
+        constant={name: constant.get(name, 0.0) for name in METRICS},
         factors=tuple(factors),
     )
 
@@ -244,16 +244,3 @@ def _rows(space: Space, choices: np.ndarray, layers: Sequence[int]) -> Columns:
     ]
     exact = tuple(mask if fit else None for mask, fit in zip(masks, fits, strict=True))
     return rows.replace(sparsity=exact if any(exact) else ())
-
-
-def static_costs(rows: Columns) -> dict[str, np.ndarray]:
-    """Costs that do not depend on the machine: multiplications with kept weights, bytes of stored weights.
-
-    A sparse tensor is stored as its kept values and one bit an element.
-    """
-    kept = rows.weight_elements * rows.weight_density
-    marks = np.where(rows.weight_density < 1, rows.weight_elements, 0)
-    return {
-        "macs": rows.macs * rows.weight_density,
-        "size": (kept * rows.weight_bits + marks + rows.bias * rows.k * np.maximum(rows.weight_bits, 32)) / 8,
-    }

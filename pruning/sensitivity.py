@@ -4,8 +4,9 @@ A **variable** is a channel group ("channels:layer1.0.conv1") or a layer's weigh
 **options** are counts of kept units, or masks, of which the first is always the dense weight. Two ways to fill the
 same table:
 
-* `measure`: set the option's weights to zero, run held-out training pictures, write the zeros back. One pass an
-  option; nothing is copied.
+* `measure`: set the option's weights to zero, run held-out training pictures, write the weights back. One pass an
+  option; nothing is copied. Batch norms may use the statistics of the pictures at hand (`adapt_norms`), which is how
+  the network would look after the cheapest repair; that predicts better what fine-tuning can mend.
 * `first_order`: gradients of a few hundred pictures, one backward pass for all options,
 
       loss(S) - loss  ~  1/2 sum over items i in S of  B mean over batches b of (d loss_b / d z_i)^2
@@ -16,7 +17,8 @@ same table:
 Both look at one variable at a time; what several removals do together is for the search to check.
 
 Source: Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", 2018, equation 7. Differs:
-squares of batch means times B instead of squares of single pictures, which agree where pictures are independent.
+squares of batch means times B instead of squares of single pictures, which agree where pictures are independent. Li et
+al., "EagleEye: Fast Sub-net Evaluation for Efficient Neural Network Pruning", ECCV 2020 (adaptive batch norm).
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ class Sensitivity:
 
     Attributes:
         method: "measured" or "first_order".
-        images: how many were looked at, of which split.
+        images: how many were looked at, of which split. precision: "fp32" or "bf16".
+        adapted: whether batch norms used the statistics of the pictures, also for the base.
         base_loss, base_accuracy: of the network as it is.
         options: variable -> counts, or densities of the masks (1 for the dense weight).
         ranking: channel group -> units, most important first; a count keeps the first of them.
@@ -66,6 +69,8 @@ class Sensitivity:
     method: str
     images: int
     split: str
+    precision: str
+    adapted: bool
     base_loss: float
     base_accuracy: float
     options: Mapping[str, tuple[float, ...]]
@@ -76,7 +81,7 @@ class Sensitivity:
     def monotone(self) -> dict[str, np.ndarray]:
         """Losses fit for a search: at least 0, and never less where more is removed. float64, one an option.
 
-        >>> found = Sensitivity("measured", 10, "heldout", 0.1, 0.9, {"channels:a": (2, 4, 3)},
+        >>> found = Sensitivity("measured", 10, "heldout", "fp32", False, 0.1, 0.9, {"channels:a": (2, 4, 3)},
         ...                     {"a": (0, 1, 3, 2)}, {"channels:a": (0.2, -0.01, 0.25)}, {"channels:a": None})
         >>> found.monotone()["channels:a"].tolist()
         [0.25, 0.0, 0.25]
@@ -90,7 +95,8 @@ class Sensitivity:
         return found
 
     def __str__(self) -> str:
-        lines = [f"{self.method} on {self.images:,} {self.split} images; loss {self.base_loss:.4f} as it is"]
+        looked = f"{self.images:,} {self.split} images in {self.precision}"
+        lines = [f"{self.method} on {looked}; loss {self.base_loss:.4f} as it is"]
         width = max((len(variable) for variable in self.options), default=0)
         for variable, options in self.options.items():
             pairs = zip(options, self.loss[variable], strict=True)
@@ -109,7 +115,7 @@ class Sensitivity:
             }
             for variable, options in self.options.items()
         }
-        names = ("method", "images", "split", "base_loss", "base_accuracy")
+        names = ("method", "images", "split", "precision", "adapted", "base_loss", "base_accuracy")
         return {"format": FORMAT, "version": VERSION, **{n: getattr(self, n) for n in names}} | {
             "ranking": {group: list(order) for group, order in self.ranking.items()},
             "variables": rows,
@@ -134,6 +140,8 @@ class Sensitivity:
                 method=str(data["method"]),
                 images=int(data["images"]),
                 split=str(data["split"]),
+                precision=str(data["precision"]),
+                adapted=bool(data["adapted"]),
                 base_loss=float(data["base_loss"]),
                 base_accuracy=float(data["base_accuracy"]),
                 ranking={group: tuple(map(int, order)) for group, order in data["ranking"].items()},
@@ -244,6 +252,8 @@ class _Task:
     def result(
         self,
         method: str,
+        precision: str,
+        adapted: bool,
         base: tuple[float, float],
         loss: Mapping[str, Sequence[float]],
         accuracy: Mapping[str, Sequence[float]] | None,
@@ -252,6 +262,8 @@ class _Task:
             method=method,
             images=len(self.data),
             split=self.data.split,
+            precision=precision,
+            adapted=adapted,
             base_loss=base[0],
             base_accuracy=base[1],
             options=self.options,
@@ -276,7 +288,8 @@ def measure(
     ranking: Mapping[str, Sequence[int]] | None = None,
     batch_size: int = 250,
     device: str = "auto",
-    precision: str = "fp32",
+    precision: str = "auto",
+    adapt_norms: bool = False,
     progress: bool = True,
 ) -> Sensitivity:
     """Try every option on all pictures of `data`.
@@ -288,6 +301,8 @@ def measure(
         data: held-out training pictures, never test pictures; a thousand are enough to rank options.
         masks: layer -> masks of its dense weight; the dense weight itself is added as the first option.
         ranking: channel group -> units, most important first; by default their L2 norms say (`rank_units`).
+        batch_size: pictures at once; with `adapt_norms` the statistics are those of so many.
+        precision: "auto" is bf16 where the machine multiplies it faster; differences hardly depend on it.
 
     Raises:
         PlanError: an option that is impossible, a mask that does not fit.
@@ -298,6 +313,8 @@ def measure(
     chosen = pick_precision(precision, where)
     net = copy.deepcopy(model).eval()
     place(net, where)
+    if adapt_norms:
+        _use_batch_statistics(net)
     batches = [(x.to(where, memory_format=torch.channels_last), y.to(where)) for x, y in data.batches(batch_size)]
     base = _score(net, batches, chosen)
     found: dict[str, list[tuple[float, float]]] = {variable: [] for variable in task.options}
@@ -307,7 +324,14 @@ def measure(
             found[variable].append(_score(net, batches, chosen) if change else base)
     loss = {variable: [score[0] - base[0] for score in scores] for variable, scores in found.items()}
     accuracy = {variable: [score[1] - base[1] for score in scores] for variable, scores in found.items()}
-    return task.result("measured", base, loss, accuracy)
+    return task.result("measured", chosen, adapt_norms, base, loss, accuracy)
+
+
+def _use_batch_statistics(net: nn.Module) -> None:
+    """Batch norms normalise by the batch, and remember nothing of it."""
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.training, module.momentum = True, 0.0
 
 
 @contextmanager
@@ -374,4 +398,4 @@ def first_order(
     for layer, zeros in task.masks.items():
         singles = found.weights[names[layer]]
         loss[WEIGHTS + layer] = [0.0, *(float(singles[task.removed(layer, each, singles)].sum()) for each in zeros)]
-    return task.result("first_order", (found.loss, found.accuracy), loss, None)
+    return task.result("first_order", "fp32", False, (found.loss, found.accuracy), loss, None)

@@ -70,7 +70,7 @@ def lower(
     >>> print(graph["0"].op, graph["0"].activation, graph.macs, graph.source_parameters)
     conv relu 3456 232
     """
-    structure, reader = _prepared(model, example_inputs, on_unknown)
+    structure, reader = prepare(model, example_inputs, on_unknown)
     graph = structure.graph(name or type(model).__name__, reader).verify()
     if calibration is None:
         return graph
@@ -90,7 +90,7 @@ def lower_with_weights(
     Returns:
         The graph, and array by key: float32, in torch's layout, batch norms folded in; a copy of the model's numbers.
     """
-    structure, reader = _prepared(model, example_inputs, on_unknown)
+    structure, reader = prepare(model, example_inputs, on_unknown)
     graph = structure.graph(name or type(model).__name__, reader).verify()
     arrays = structure.arrays(reader)
     if calibration is not None:
@@ -155,7 +155,8 @@ def _chunks(graph: LayerGraph, samples: int) -> Iterator[tuple[LayerGraph, slice
 # ---- tracing ---------------------------------------------------------------------------------------------------------
 
 
-def _prepared(model: nn.Module, example_inputs: Inputs, on_unknown: str) -> tuple[Structure, Reader]:
+def prepare(model: nn.Module, example_inputs: Inputs, on_unknown: str = "error") -> tuple[Structure, Reader]:
+    """The first half of `lower`: the structure, from memory if it is known, and a reader of the weights of now."""
     if on_unknown not in ("error", "vector"):
         raise ValueError(f"on_unknown is {on_unknown!r}, must be 'error' or 'vector'")
     inputs = _tuple(example_inputs)

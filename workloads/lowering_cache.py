@@ -5,13 +5,15 @@ example inputs; never from the values of tensors. `structure_key` writes all of 
 attribute (numbers, texts, tuples, functions by their code, ...), which names share one tensor, and for code outside
 torch and the standard library also the functions and global values that it uses. Where something has no such form (an
 open file, an unregistered tensor, any foreign object) there is no key, and the model is traced each time: a slow
-answer, never a wrong one.
+answer rather than a wrong one. What a key cannot see is state inside torch and the standard library, such as an
+environment variable that a forward pass reads.
 
 Keys and values hold no tensor of a model and no module: a model dies when its owner drops it.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import dis
 import enum
@@ -137,7 +139,7 @@ class _Keys:
         for kind, keyed in _FORMS:
             if isinstance(value, kind):
                 return (kind.__name__, keyed(self, value))
-        if dataclasses.is_dataclass(value) or type(value) is types.SimpleNamespace:
+        if dataclasses.is_dataclass(value) or type(value) in (types.SimpleNamespace, argparse.Namespace):
             return (self._class(type(value)), self._mapping(vars(value)))
         raise _Unkeyable
 

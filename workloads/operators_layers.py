@@ -290,7 +290,7 @@ def lstm(
             at = (depth * directions + direction) * each
             found.append(_lstm_layer(site, x, parameters[at : at + each], depth, bool(direction), batch_first))
             finals.append(found[-1])
-        x = found[0] if len(found) == 1 else _join(site, found, 2, f"l{depth}")
+        x = _join(site, found, 2, f"l{depth}_both")
 
     def state_pieces() -> Draft:
         return _join(site, [_final_state(site, draft) for draft in finals], 0, "state")

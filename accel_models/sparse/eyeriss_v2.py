@@ -34,11 +34,11 @@ DRAM holds weights and features in CSC, also when dense: 12 bits a non-zero and 
 Assumptions. A multicast costs what one copy costs. Weights flow through the 24-bit weight routers while the PEs work,
 DRAM transfers add to compute: the printed loss of 24 % at 25600 MB/s (sparse MobileNet) could not happen otherwise.
 Every layer reads from and writes to DRAM. An unknown input density is 1; the output of a ReLU has
-`relu_output_density`, other outputs 1. Depthwise layers skip no zero activation, but zero weights: all fourteen
-published single-PE cycles of such layers are whole multiples of P Q. On the array that gains next to nothing, because
-some PE has a full kernel. Elementwise work and pooling have no described unit: one operation a cycle and PE column,
-after the DRAM traffic; copies are traffic only. An LSTM runs its steps one after another and reloads weights that the
-scratchpads cannot hold. A tile that does not fit its scratchpad after all is not split again.
+`relu_output_density`, other outputs 1. Depthwise layers skip no zero activation, but zero weights: all thirteen
+published single-PE cycles of such layers are whole multiples of P Q. On the array that gains nothing at their densities
+(0.84 to 1), because some PE has a full kernel row. Elementwise work and pooling have no described unit: one operation a
+cycle and PE column, after the DRAM traffic; copies are traffic only. An LSTM runs its steps one after another and
+reloads weights that the scratchpads cannot hold. A tile that does not fit its scratchpad after all is not split again.
 
 Against published numbers (unlimited DRAM bandwidth; nothing was fitted; tests hold these figures):
   four layers with published masks, one PE      exact; from two densities 6.7, 1.6, 3.9 and 5.4 % too few
@@ -52,7 +52,7 @@ Against published numbers (unlimited DRAM bandwidth; nothing was fitted; tests h
   energy of the chip                            1.7 pJ a pair; 8 to 19 follow from the published inf/J and GOPS/W. The
       access energies are an Accelergy model at 45 nm (the design is 65 nm) without clock tree, control and routers.
       Use energy for ratios only.
-Known to be wrong too: real masks are less even than random ones (up to 20 % slower; give the mask). Tile shapes are a
+Known to be wrong too: real masks are less even than random ones (10 to 22 % slower; give the mask). Tile shapes are a
 short list: a channel more, or a density 0.02 higher, may cost up to 3 % less; so may a smaller scratchpad, up to 6 %.
 
 Sources: Chen, Yang, Emer, Sze, "Eyeriss v2", IEEE JETCAS 9(2) 2019, arXiv:1807.07928 (architecture, row-stationary

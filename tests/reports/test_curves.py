@@ -20,10 +20,6 @@ def machine() -> Target:
     return accel_models.target("ideal")
 
 
-def spec_of(machine: Target) -> SimulationResult:
-    return machine.simulate(residual())
-
-
 @pytest.mark.parametrize("name", accel_models.targets())
 def test_no_layer_lies_above_the_roof(name: str) -> None:
     target = accel_models.target(name)

@@ -38,7 +38,7 @@ CASES = {
     ),
     "memory, little less to move": (
         price(memory=100, bound="sram"),
-        price(useful=81, memory=100, bound="sram", traffic_bytes={"sram": 360.0, "dram": 100.0}, **NARROW),
+        price(useful=81, memory=105, bound="sram", traffic_bytes={"sram": 360.0, "dram": 100.0}, **NARROW),
         "bound by sram before and after: 90% of its traffic is left",
     ),
     "memory, now": (

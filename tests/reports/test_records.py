@@ -121,10 +121,9 @@ def test_thinning_keeps_what_matters_and_says_how_many_there_were() -> None:
     thin = whole.thinned(200)
     assert len(thin.points) <= 200
     assert thin.evaluated == len(whole.points)
-    assert set(special) <= set(thin.points)
+    assert all(point in thin.points for point in special)
     assert [thin.points[i] for i in thin.frontier] == [whole.points[i] for i in whole.frontier]
     assert whole.thinned(200) == thin
-    assert front().thinned() is not None
     assert front().thinned() == front()
 
 

@@ -167,6 +167,13 @@ class TestByHand:
         price = unlimited.price(rows(["conv c=16 k=2 h=16 w=12"]))
         assert price.cycles[0] == pytest.approx(2 * 192 * 16 * 12.25 / 8 / 144)
 
+    def test_two_rounds_over_channels_keep_psums_in_the_buffer(self) -> None:
+        # 32 channels on a PE of 16 iacts: the 2 x 4 psums of 20 bits are written, read again and written.
+        machine = target("eyeriss_v2", {**UNLIMITED, **ONE_PE})
+        price = machine.price(rows(["conv c=32 k=2 h=2"]))
+        assert price.traffic_bytes[0, 1] == pytest.approx(2 * 4 * 2.5 * 3)
+        assert price.cycles[0] == pytest.approx(2 * (16 * 4 + 7))
+
     def test_a_mask_on_one_pe(self) -> None:
         # Column 0 holds 2 weights, column 1 holds 1: one word each (the second is padded). 4 pixels, all activations
         # of channel 0 and half of those of channel 1: 4 x (1 + 0.5) cycles for 4 x (2 + 0.5) pairs.
