@@ -46,13 +46,15 @@ class Memory(Frozen):
     """One memory level with the port that compute reads it through.
 
     `overlap` says how its transfers run beside compute: `overlap` (hidden, the longer of the two counts), `serial`
-    (added) or `double_buffer` (hidden but for the first tile's fill).
+    (added) or `double_buffer` (hidden but for the first tile's fill). A memory that is not `shared` (a core's own
+    cache) gives each of the tiles that run side by side a port of this bandwidth.
     """
 
     name: str
     size_bytes: Positive | None = None
     bandwidth_bytes_per_cycle: Positive
     overlap: Literal["overlap", "serial", "double_buffer"] = "overlap"
+    shared: bool = True
 
 
 class Fit(Frozen):

@@ -2,9 +2,11 @@
 
 For a step of T tiles, W = ceil(T / parallel) waves, per wave
 
-    compute  a = slowest_cycles + sum over serial ports of bytes * parallel / bandwidth
-    stream   b = max over other ports of bytes * parallel / bandwidth
-    fill     f = max over double-buffered ports of bytes * parallel / bandwidth
+    compute  a = slowest_cycles + sum over serial ports of bytes * m / bandwidth
+    stream   b = max over other ports of bytes * m / bandwidth
+    fill     f = max over double-buffered ports of bytes * m / bandwidth
+
+with m the tiles side by side for a shared port, 1 for a port that each of them has for itself,
 
     cycles = prologue + f + (W - 1) * max(a, b) + max(a, b_overlapped)
 
@@ -13,7 +15,7 @@ rows of a graph follow one another. The cycles of a row are split into parts tha
 floor, padding, imbalance, waiting for memory, and launch (prologue).
 
 Known to be wrong where two engines run at once, or where tiles of one step differ (the event-driven engine plays
-those); tiles side by side are taken to share every port evenly.
+those); tiles side by side are taken to share a shared port evenly.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ def closed_form(steps: Steps, spec: HardwareSpec) -> Timeline:
     overlap = [memory.overlap for memory in spec.memories]
     waves = steps.waves
     side_by_side = np.minimum(steps.tiles, steps.parallel)
-    port = steps.port_bytes * side_by_side[..., None] / bandwidth
+    shared = np.array([memory.shared for memory in spec.memories])
+    sharing = np.where(shared, side_by_side[..., None], 1.0)
+    port = steps.port_bytes * sharing / bandwidth
     serial = _reduce(np.add, port, [mode == "serial" for mode in overlap])
     buffered = _reduce(np.maximum, port, [mode == "double_buffer" for mode in overlap])
     hidden = _reduce(np.maximum, port, [mode == "overlap" for mode in overlap])
@@ -74,7 +78,7 @@ def closed_form(steps: Steps, spec: HardwareSpec) -> Timeline:
         imbalance=busy - mean,
         memory=cycles - busy - launch,
         launch=launch,
-        port_cycles=port_bytes / bandwidth,
+        port_cycles=(waves[..., None] * port).sum(axis=1),
         port_bytes=port_bytes,
     )
 

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from pruning.plan import PruningPlan
 
 Kept = Mapping[str, np.ndarray]
-TOLERANCE = 1e-5  # of the largest answer, in float32
-TOLERANCE_FLOAT64 = 1e-9
+TOLERANCE = 1e-5  # of how much answers to different inputs differ, in float32
+TOLERANCE_FLOAT64 = 1e-7  # the same where they are computed in float64
+ROUNDING_FLOAT64 = 1e-12  # of the largest answer
 
 
 def apply(plan: PruningPlan, model: nn.Module, example_inputs: tuple[Tensor, ...]) -> nn.Module:
@@ -241,11 +242,11 @@ def check_equal(masked: nn.Module, pruned: nn.Module, example_inputs: tuple[Tens
             where = _innermost(pruned, error)
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise PlanError(_constant_channels(where, what, reason)) from error
-        if _are_close(wanted, found, TOLERANCE):
+        if _are_close(wanted, found):
             return
         exact = tuple(x.double() if x.is_floating_point() else x for x in inputs)
         twins = [copy.deepcopy(model).double() for model in (masked, pruned)]
-        if not _are_close(twins[0](*exact), twins[1](*exact), TOLERANCE_FLOAT64):
+        if not _are_close(twins[0](*exact), twins[1](*exact)):
             where = _first_difference(twins[0], twins[1], exact)
             raise PlanError(_constant_channels(where, what, "it answers otherwise than the masked model"))
 
@@ -281,15 +282,23 @@ def _tensors(value: Any) -> list[Tensor]:
     return [tensor for part in parts for tensor in _tensors(part)]
 
 
-def _are_close(wanted: Any, found: Any, tolerance: float) -> bool:
-    """Equal within a tolerance of the largest answer."""
-    pairs = list(zip(_tensors(wanted), _tensors(found), strict=True))
-    return all(a.shape == b.shape and _is_close(a, b, tolerance) for a, b in pairs)
+def _are_close(wanted: Any, found: Any) -> bool:
+    return all(_is_close(a, b) for a, b in zip(_tensors(wanted), _tensors(found), strict=True))
 
 
-def _is_close(a: Tensor, b: Tensor, tolerance: float) -> bool:
-    scale = max(1.0, float(a.abs().max())) if a.numel() else 1.0
-    return torch.allclose(a, b, rtol=0, atol=tolerance * scale)
+def _is_close(a: Tensor, b: Tensor) -> bool:
+    """Equal within a small part of what the inputs make of a difference.
+
+    An untrained deep network answers nearly the same to everything, so the answers' size would say nothing.
+    """
+    if a.shape != b.shape or not a.is_floating_point():
+        return torch.equal(a, b)
+    if not a.numel():
+        return True
+    spread = float((a - a[:1]).abs().max()) if len(a) > 1 else float(a.abs().max())
+    if a.dtype == torch.float64:
+        return float((a - b).abs().max()) <= TOLERANCE_FLOAT64 * spread + ROUNDING_FLOAT64 * float(a.abs().max())
+    return float((a - b).abs().max()) <= TOLERANCE * spread
 
 
 def _innermost(model: nn.Module, error: BaseException) -> str:
@@ -310,7 +319,7 @@ def _first_difference(masked: nn.Module, pruned: nn.Module, inputs: tuple[Tensor
     for model in (masked, pruned):
         seen: list[tuple[str, Any]] = []
         hooks = [
-            module.register_forward_hook(lambda _m, _x, y, path=path, seen=seen: seen.append((path, y)))
+            module.register_forward_hook(lambda _m, _x, y, path=path, seen=seen: seen.append((path, copy.deepcopy(y))))
             for path, module in model.named_modules()
         ]
         model(*inputs)
@@ -319,6 +328,6 @@ def _first_difference(masked: nn.Module, pruned: nn.Module, inputs: tuple[Tensor
         answers.append(seen)
     for (path, wanted), (_, found) in zip(*answers, strict=True):
         same = [(a, b) for a, b in zip(_tensors(wanted), _tensors(found), strict=True) if a.shape == b.shape]
-        if not all(_is_close(a, b, TOLERANCE_FLOAT64) for a, b in same):
+        if not all(_is_close(a, b) for a, b in same):
             return f"{path!r} ({type(masked.get_submodule(path)).__name__})" if path else "the model's own code"
     return "the model's own code"

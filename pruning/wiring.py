@@ -24,7 +24,7 @@ from workloads.channels import ChannelAnalysis, Member, analyze
 from workloads.constants import Computed, Constant, Norm, Reader, Recipe, Stored, stored_in, tensors_of
 from workloads.errors import PlanError, unknown_name
 from workloads.graph import KIND, Kind, Layer, LayerGraph, Op
-from workloads.lowering import _prepared
+from workloads.lowering import prepare
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -76,7 +76,7 @@ def wire(model: nn.Module, source: LayerGraph | ChannelAnalysis | tuple[Tensor, 
         on_unknown = "vector" if any(layer.op is Op.VECTOR for layer in graph.layers) else "error"
     else:
         inputs, on_unknown = graph, "error"
-    structure, reader = _prepared(model, inputs, on_unknown)
+    structure, reader = prepare(model, inputs, on_unknown)
     if not isinstance(graph, LayerGraph):
         graph = structure.graph(type(model).__name__, reader).verify()
     elif [layer.name for layer in graph.layers] != [layer.name for layer in structure.layers]:

@@ -78,9 +78,12 @@ def new_figure(height: float, rows: int = 1, columns: int = 1, **grid: Any) -> t
     return figure, list(figure.subplots(rows, columns, squeeze=False, **grid).ravel())
 
 
-def caption(figure: Figure, text: str) -> None:
-    """Small text below everything: workload, machine, seed, version."""
-    figure.supxlabel(text, fontsize=7, color="#555555", x=0.01, ha="left", wrap=True)
+def finish(figure: Figure, caption: str) -> None:
+    """Put small text below everything (workload, machine, seed, version), then lay the figure out, once for all."""
+    figure.supxlabel(caption, fontsize=7, color="#555555", x=0.01, ha="left", wrap=True)
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
+    figure.set_layout_engine("none")
 
 
 def png(figure: Figure) -> bytes:

@@ -14,7 +14,7 @@ import numpy as np
 
 from accel_models.result import LayerPrice, SimulationResult
 from reports.comparison import Comparison, LayerChange, TargetTable
-from reports.drawing import BLUE, CAUSE_LOOKS, GREEN, GREY, ORANGE, RED, caption, new_figure, styled
+from reports.drawing import BLUE, CAUSE_LOOKS, GREEN, GREY, ORANGE, RED, finish, new_figure, styled
 from reports.numbers import SCALES, TIME, digits, quantity, shorten, unit_of
 from reports.records import FrontPoint, FrontRecord, RooflineRecord, StaircaseRecord
 from reports.spending import CAUSES, spent_in_all
@@ -72,7 +72,7 @@ def _times(layers: Sequence[LayerPrice]) -> dict[str, float]:
 
 def _bars(top: Rows, rows: Rows, note: str, legend: str) -> Figure:
     """Stacked horizontal bars: the whole network above, its layers below, each with its own scale."""
-    bars = max(len(values) for _, values in rows)
+    bars = max(len(values) for _, values in top)
     step = 0.11 * bars + 0.07
     heights = [step + 0.55, step * len(rows) + 0.35]
     with styled():
@@ -80,13 +80,13 @@ def _bars(top: Rows, rows: Rows, note: str, legend: str) -> Figure:
         _stack(upper, top)
         _stack(lower, rows)
         _cause_legend(figure, [values for _, sides in [*top, *rows] for values in sides], legend)
-        caption(figure, note)
+        finish(figure, note)
     return figure
 
 
 def _stack(axes: Axes, rows: Rows) -> None:
     size, unit = unit_of([sum(values.values()) for _, sides in rows for values in sides], TIME)
-    bars = max(len(sides) for _, sides in rows)
+    bars = max((len(sides) for _, sides in rows), default=1)
     thick = 0.8 / bars
     for cause, (colour, hatch) in CAUSE_LOOKS.items():
         parts = [
@@ -163,7 +163,7 @@ def front_figure(front: FrontRecord, note: str) -> Figure:
         for axes in panels:
             axes.set_xlabel(" ".join(filter(None, (AXIS_NAMES[front.metric], f"({unit})" if unit else ""))))
         _shared_legend(figure, panels)
-        caption(figure, note)
+        finish(figure, note)
     return figure
 
 
@@ -233,7 +233,7 @@ def roofline_figure(records: Sequence[tuple[str, RooflineRecord]], note: str) ->
             f"{first.memory} {quantity(first.bandwidth, SCALES['size'])}/s"
         )
         _number_layers(figure, axes, *records[-1], size)
-        caption(figure, note)
+        finish(figure, note)
     return figure
 
 
@@ -290,7 +290,7 @@ def staircase_figure(records: Sequence[StaircaseRecord], note: str) -> Figure:
             axes.set_visible(False)
         figure.supylabel(f"latency of the network ({unit})", fontsize=9)
         _shared_legend(figure, panels)
-        caption(figure, note)
+        finish(figure, note)
     return figure
 
 
@@ -342,7 +342,7 @@ def target_figure(table: TargetTable, note: str) -> Figure:
         panels[0].set_yticks(range(len(names)), names)
         panels[0].set_ylim(len(names) - 0.4, -0.6)
         _cause_legend(figure, [row.spent for row in table.rows], "whiskers: mean error of the model")
-        caption(figure, note)
+        finish(figure, note)
     return figure
 
 

@@ -70,7 +70,7 @@ def shorten(text: str, length: int = 30) -> str:
     """The middle cut out where it is too long: both ends of a module path tell more than its middle.
 
     >>> shorten("features.denseblock4.denselayer16.conv2", 24)
-    'features.den…er16.conv2'
+    'features.den…yer16.conv2'
     """
     if len(text) <= length:
         return text

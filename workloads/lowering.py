@@ -20,7 +20,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal as OneOf
 
 import numpy as np
@@ -99,7 +99,7 @@ def lower_with_weights(
 
 
 def measure_activation_density(
-    graph: LayerGraph, weights: dict[str, np.ndarray], *inputs: np.ndarray | Tensor
+    graph: LayerGraph, weights: Mapping[str, np.ndarray], *inputs: np.ndarray | Tensor
 ) -> LayerGraph:
     """A copy whose layers know which fraction of each output channel is not zero, inputs included.
 
@@ -119,18 +119,24 @@ def measure_activation_density(
             f"activation zeros cannot be measured: layer {unknown[0]!r} is priced as vector work only and cannot run; "
             f"leave out calibration"
         )
-    counts: dict[str, np.ndarray] = {}
-    samples = len(inputs[0])
-    for part, piece in _chunks(graph, samples):
-        for name, array in run_all(part, weights, *(x[piece] for x in inputs)).items():
-            axis = graph[name].channel_axis if array.ndim > 1 else None
-            others = tuple(i for i in range(array.ndim) if i != axis)
-            found = np.count_nonzero(array, axis=others) / (array.size / (array.shape[axis] if axis is not None else 1))
-            counts[name] = counts.get(name, 0.0) + np.atleast_1d(found) * (piece.stop - piece.start) / samples
-    measured = {name: np.minimum(count, 1.0).tolist() for name, count in counts.items()}
-    return graph.with_activation_density(
-        {name: values for name, values in measured.items() if graph[name].op is not Op.CONSTANT}
-    ).verify()
+    samples = {len(x) for x in inputs}
+    if len(inputs) != len(graph.inputs) or len(samples) != 1 or 0 in samples:
+        given = ", ".join(str(tuple(x.shape)) for x in inputs) or "none"
+        raise ShapeError(f"calibration inputs are {given}, need {len(graph.inputs)} with the same number of samples")
+    (total,) = samples
+    measured = {layer.name: np.zeros(1) for layer in graph.layers if layer.op is not Op.CONSTANT}
+    for part, piece in _chunks(graph, total):
+        answers = run_all(part, weights, *(x[piece] for x in inputs))
+        share = (piece.stop - piece.start) / total
+        for name in measured:
+            measured[name] = measured[name] + share * _nonzero_fractions(answers[name], graph[name].channel_axis)
+    return graph.with_activation_density({name: np.minimum(found, 1).tolist() for name, found in measured.items()})
+
+
+def _nonzero_fractions(array: np.ndarray, channel_axis: int) -> np.ndarray:
+    """float64, (channels,); a tensor of one axis has no channels and counts as one."""
+    channels = np.moveaxis(array, channel_axis, 0).reshape(array.shape[channel_axis], -1) if array.ndim > 1 else array
+    return np.atleast_1d(np.count_nonzero(channels, axis=-1) / channels.shape[-1])
 
 
 def _chunks(graph: LayerGraph, samples: int) -> Iterator[tuple[LayerGraph, slice]]:

@@ -128,9 +128,7 @@ def convolution(
 
 
 def pool(op: Op, rank: int) -> Handler:
-    def handler(
-        site: Site, x: Value, kernel: Numbers, stride: Numbers, padding: Numbers, *rest: object
-    ) -> list[moves.Piece]:
+    def handler(site: Site, x: Value, kernel: Numbers, stride: Numbers, padding: Numbers, *rest: object) -> Value:
         """`rest`: dilation and ceil for maxima; ceil, include padding and divisor for means."""
         x = _image(x, rank)
         dilation = rest[0] if op is Op.MAX_POOL else 1

@@ -23,15 +23,16 @@ The kernels (K C P Q R S as everywhere; n = ceil(P/6) * ceil(Q/6) Winograd tiles
 * vector, copy: elementwise work, pooling, softmax; data movement. A fused activation is one more pass over the output.
 
 Which one runs: for dense weights the runtime's published dispatch (ncnn, ARM, fp32, mid-2020: the list above); for
-weights with zeros the cheapest of that kernel, spmm and pattern.
+weights with zeros the cheapest of that kernel, spmm and pattern. Grouped, transposed and recurrent layers run dense.
 
 Where bytes are found: a buffer of S bytes that is read again is found in a cache of size M if S <= M; beyond, the hit
 rate falls linearly to zero at 2 M. A feature map between layers is in the L3 if placement puts it there; otherwise the
 same rule holds for all that its layer touches. Weights come from DRAM. Each thread fetches by itself what it streams.
 
-Ports l1, l2, l3 are those of one core, and so is their traffic; dram is shared and counts everything. The floor is the
-kernel's multiplications (Winograd's without its tile padding, a sparse kernel's non-zeros) over the FMA peak of the
-cores in use; transforms and elementwise arithmetic count as padding.
+Ports l1, l2, l3 are those of one core, and so is their traffic; l3 is a core's path to all beyond its L2 and may bind
+one core before dram does, which all cores share and which counts everything. The floor is the kernel's multiplications
+(Winograd's without its tile padding, a sparse kernel's non-zeros) over the FMA peak of the cores in use; transforms and
+elementwise arithmetic count as padding.
 
 Known to be wrong: no frequency ramp, no throttling, no other process. One efficiency stands for all passes that a
 compiler scheduled. Caches run at the reference clock on slower cores too. Groups run one after another, batches image

@@ -177,8 +177,8 @@ class Passes:
         a["slowest_cycles"][:, j] = core_cycles * cpu.slowest_cycle * imbalance * each
         moved = bytes_by_port(streams, len(tiles))
         moved[L1] = np.maximum(moved[L1], loaded)
-        for port in (L1, L2, L3):  # ports of a core: the bytes of one of the cores that run side by side
-            a["port_bytes"][:, j, port] = moved[port] * each / side
+        for port in (L1, L2, L3):
+            a["port_bytes"][:, j, port] = moved[port] * each
         a["port_bytes"][:, j, DRAM] = moved[DRAM] * each
         used = np.where(when, self.copies, 0.0)
         a["accesses"][np.arange(len(tiles)), self.width] += macs * used

@@ -272,5 +272,15 @@ def network(name: str, seed: int = 0) -> nn.Module:
     return model
 
 
+def awake(model: nn.Module, x: Tensor) -> nn.Module:
+    """The model with batch-norm statistics of these inputs: untrained deep networks answer the same to all otherwise."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = None
+    with torch.no_grad():
+        model.train()(x)
+    return model.eval()
+
+
 def example(batch: int = 2, seed: int = 0) -> tuple[Tensor]:
     return (torch.randn(batch, 3, 8, 8, generator=torch.Generator().manual_seed(seed)),)

@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import gc
-import threading
 import types
 import weakref
 
@@ -192,7 +191,8 @@ class TestFindsAgain:
         x = example_input(name)
         first, second = (lower(build(name, seed=seed).train(bool(seed)), x) for seed in (0, 1))
         assert len(traced) == 1
-        assert first == second
+        without_zeros = ([dataclasses.replace(layer, sparsity=None) for layer in graph] for graph in (first, second))
+        assert next(without_zeros) == next(without_zeros)
         assert hash(structure_key(build(name), (x,), "error")) == hash(structure_key(build(name), (x,), "error"))
 
     @pytest.mark.parametrize(
@@ -249,18 +249,12 @@ class TestKeepsNothing:
         assert len(STRUCTURES) == 1
         assert [ref() for ref in dead] == [None] * len(dead)
 
-    @pytest.mark.parametrize(
-        "value", [torch.ones(1), iter([1]), object(), threading.Lock, torch.Generator(), [torch.ones(2)]]
-    )
+    @pytest.mark.parametrize("value", [torch.ones(1), iter([1]), object(), [torch.ones(2)]])
     def test_what_has_no_form_is_traced_each_time(self, traced, value):
-        net = Flagged(flag=True)
-        net.extra = value if value is not threading.Lock else nn.ModuleList([nn.ReLU()])[0].__class__.__mro__[1].forward
-        expected = 1 if value is threading.Lock else 2
-        if value.__class__.__name__ in ("Generator",):
-            pytest.skip("torch cannot copy a generator")
+        net = Flagged(flag=True, extra=value)
         lower(net, X)
         lower(net, X)
-        assert len(traced) == expected
+        assert (len(traced), len(STRUCTURES)) == (2, 0)
 
     def test_pruned_by_torch_is_traced_each_time_and_right(self, traced):
         net = Flagged(flag=True)

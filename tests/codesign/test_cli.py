@@ -1,0 +1,282 @@
+"""The command line: quick starts, true listings, and one clear line with exit code 2 for whatever is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from codesign import cli
+from workloads.models import build
+
+BUDGET = ["--target", "ethos_u55_256", "--budget", "latency=0.6x"]
+
+
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a command line."""
+    monkeypatch.setattr(sys, "argv", ["codesign", *map(str, words)])
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+class TestQuickCommands:
+    @pytest.mark.parametrize("words", [["--help"], ["targets"], ["models"], ["search", "--help"]])
+    def test_they_never_import_the_heavy_libraries(self, words: list[str]) -> None:
+        code = (
+            "import sys; from codesign import cli\n"
+            f"sys.argv = ['codesign', *{words!r}]\n"
+            "try: cli.main()\nexcept SystemExit: pass\n"
+            "print([name for name in ('torch', 'matplotlib', 'scipy') if name in sys.modules])"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == "[]"
+
+    def test_pricing_a_saved_graph_never_imports_torch(self, tmp_path: Path) -> None:
+        code = (
+            "import sys, accel_models, workloads.tables\n"
+            "graph = workloads.tables.table('squeezenet1_1')\n"
+            "for name in accel_models.targets(): accel_models.target(name).simulate(graph)\n"
+            "print('torch' in sys.modules)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "False"
+
+    def test_targets_says_the_error_of_each_model(self, monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
+        code, out, _ = run(monkeypatch, capsys, "targets")
+        assert code == 0
+        assert "ethos_u55_256" in out
+        assert "error" in out
+
+    def test_one_target_lists_numbers_with_sources(self, monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
+        code, out, _ = run(monkeypatch, capsys, "targets", "ethos_u55_256")
+        assert code == 0
+        assert "clock_hz" in out
+        assert "computed 8 together" in out
+
+    def test_lower_then_simulate_the_file(self, monkeypatch, capsys, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+        graph, result = tmp_path / "g.json", tmp_path / "r.json"
+        assert run(monkeypatch, capsys, "lower", "digits_cnn", "--out", graph)[0] == 0
+        code, out, _ = run(monkeypatch, capsys, "simulate", graph, "--target", "ideal", "--json", result)
+        assert code == 0
+        assert "digits_cnn on Ideal" in out
+        assert json.loads(result.read_text())[0]["target"] == "ideal"
+
+    def test_set_changes_the_machine(self, monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
+        plain = run(monkeypatch, capsys, "simulate", "lenet5", "--target", "ideal")[1]
+        fast = run(monkeypatch, capsys, "simulate", "lenet5", "--target", "ideal", "--set", "clock_hz=5e9")[1]
+        assert plain != fast
+
+
+def pickle_bomb(folder: Path) -> Path:
+    """A weights file that runs code when it is unpickled."""
+
+    class Bomb:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, (f"touch {folder}/exploded",)
+
+    path = folder / "bomb.safetensors"
+    path.write_bytes(pickle.dumps(Bomb()))
+    return path
+
+
+def broken(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def nan_weights(folder: Path) -> Path:
+    state = build("digits_cnn").state_dict()
+    name = next(iter(state))
+    state[name] = torch.full_like(state[name], float("nan"))
+    save_file({key: value.contiguous() for key, value in state.items()}, folder / "nan.safetensors")
+    return folder / "nan.safetensors"
+
+
+def truncated(folder: Path) -> Path:
+    state = {key: value.contiguous() for key, value in build("digits_cnn").state_dict().items()}
+    save_file(state, whole := folder / "whole.safetensors")
+    path = folder / "short.safetensors"
+    path.write_bytes(whole.read_bytes()[:-1000])
+    return path
+
+
+def machine_file(folder: Path, old: str, new: str) -> Path:
+    from accel_models.registry import spec_files
+
+    text = spec_files()["ideal"].read_text()
+    assert old in text
+    return broken(folder, "mine.yaml", text.replace(old, new))
+
+
+def graph_file(folder: Path, old: str, new: str) -> Path:
+    from workloads.lowering import lower
+    from workloads.models import example_input
+
+    lower(build("lenet5"), example_input("lenet5")).save(folder / "whole.json")
+    text = (folder / "whole.json").read_text()
+    assert old in text
+    return broken(folder, "mine.json", text.replace(old, new, 1))
+
+
+def own_model(folder: Path) -> str:
+    """A user's module with a function that makes a convolution of three channels; its folder is on the path."""
+    return broken(folder, "my_own_net.py", "import torch\ndef net(): return torch.nn.Conv2d(3, 8, 3)\n").stem
+
+
+BAD = {
+    "unknown target": (lambda f: ["simulate", "lenet5", "--target", "etos_u55_256"], "did you mean 'ethos_u55_256'?"),
+    "unknown model": (lambda f: ["lower", "resnet21"], "unknown model 'resnet21'"),
+    "unknown data": (lambda f: ["search", "lenet5", "--data", "minst", *BUDGET, "--out", f / "o"], "unknown data set 'minst'"),
+    "missing file": (lambda f: ["simulate", f / "no.json", "--target", "ideal"], "no.json"),
+    "yaml syntax": (lambda f: ["simulate", "lenet5", "--target", broken(f, "m.yaml", "a: [1")], "m.yaml: cannot be read"),
+    "yaml not a mapping": (lambda f: ["simulate", "lenet5", "--target", broken(f, "m.yaml", "- 1")], "must be a mapping"),
+    "yaml value": (
+        lambda f: ["simulate", "lenet5", "--target", machine_file(f, "value: 500.0e6", "value: 0")],
+        "clock_hz: 0, input should be greater than 0",
+    ),
+    "yaml source": (
+        lambda f: ["simulate", "lenet5", "--target", machine_file(f, "500.0e6, source: ethos_u55_256", "5e8, source: me")],
+        "clock_hz: source 'me' is neither a key of 'sources'",
+    ),
+    "yaml unknown key": (
+        lambda f: ["simulate", "lenet5", "--target", machine_file(f, "weight_memory:", "colour: red\nweight_memory:")],
+        "colour: 'red', extra inputs are not permitted",
+    ),
+    "json syntax": (lambda f: ["simulate", broken(f, "g.json", "{"), "--target", "ideal"], "cannot be read as a layer graph"),
+    "json of something else": (lambda f: ["simulate", broken(f, "g.json", "[]"), "--target", "ideal"], "not a layer graph"),
+    "json unknown op": (
+        lambda f: ["simulate", graph_file(f, '"max_pool"', '"min_pool"'), "--target", "ideal"],
+        "op 'min_pool' is unknown",
+    ),
+    "json wrong shape": (lambda f: ["simulate", graph_file(f, '"k":20', '"k":21'), "--target", "ideal"], "mine.json"),
+    "pickle": (lambda f: ["lower", "digits_cnn", "--weights", pickle_bomb(f)], "a pickle, which can run code"),
+    "truncated": (lambda f: ["lower", "digits_cnn", "--weights", truncated(f)], "not a whole safetensors file"),
+    "NaN weights": (lambda f: ["lower", "digits_cnn", "--weights", nan_weights(f)], "NaN or infinite"),
+    "other model's weights": (lambda f: ["lower", "lenet5", "--weights", truncated(f).with_name("whole.safetensors")], "whole.safetensors"),
+    "no weights file": (lambda f: ["lower", "lenet5", "--weights", f / "none.safetensors"], "cannot be read"),
+    "wrong input shape": (
+        lambda f: ["lower", f"{own_model(f)}:net", "--input", "1,5,9,9"], "1, 5, 9, 9",
+    ),
+    "input not numbers": (lambda f: ["lower", "os:getcwd", "--input", "a,b"], "must be integers with commas"),
+    "not a module": (lambda f: ["lower", "os:getcwd", "--input", "1,2"], "must return a torch.nn.Module"),
+    "no such function": (lambda f: ["lower", "os:nothing", "--input", "1,2"], "cannot be imported"),
+    "set without number": (lambda f: ["simulate", "lenet5", "--target", "ideal", "--set", "clock_hz"], "must be path=number"),
+    "set unknown path": (lambda f: ["simulate", "lenet5", "--target", "ideal", "--set", "clock=1"], "no field 'clock'"),
+    "set impossible": (lambda f: ["simulate", "lenet5", "--target", "ideal", "--set", "clock_hz=-1"], "clock_hz"),
+    "budget text": (
+        lambda f: ["search", "digits_cnn", "--data", "digits", "--target", "ideal", "--budget", "speed=2", "--out", f / "o"],
+        "metric 'speed' is unknown",
+    ),
+    "density": (
+        lambda f: ["search", "digits_cnn", "--data", "digits", *BUDGET, "--density", "1.5", "--out", f / "o"],
+        "must be above 0 and at most 1",
+    ),
+    "keep": (
+        lambda f: ["search", "digits_cnn", "--data", "digits", *BUDGET, "--weights", good(f), "--keep", "x", "--out", f / "o"],
+        "no such channel group",
+    ),
+    "not a study": (lambda f: ["report", f], "config.json"),
+    "train output": (lambda f: ["train", "digits_cnn", "--data", "digits", "--out", f / "x.pt"], "must end in .safetensors"),
+    "method": (
+        lambda f: ["prune", "digits_cnn", "--data", "digits", "--method", "magic", "--target", "ideal", "--out", f / "o"],
+        "unknown pruning method 'magic'",
+    ),
+}  # fmt: skip
+
+
+def good(folder: Path) -> Path:
+    state = {key: value.contiguous() for key, value in build("digits_cnn").state_dict().items()}
+    save_file(state, folder / "good.safetensors")
+    return folder / "good.safetensors"
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(case, monkeypatch, capsys, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    make, message = BAD[case]
+    words = make(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(tmp_path.rglob("*"))
+    code, _, err = run(monkeypatch, capsys, *words)
+    assert code == 2, err
+    assert message in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    written = {
+        path
+        for path in set(tmp_path.rglob("*")) - before
+        if path.is_file() and path.name != "config.json" and path.suffix != ".pyc"
+    }
+    assert not written, "something was left half-written"
+
+
+def test_impossible_budget_says_what_can_be_reached(monkeypatch, capsys, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    code, _, err = run(
+        monkeypatch, capsys, "search", "digits_cnn", "--data", "digits", "--target", "ideal", "--budget",
+        "latency=0.001x", "--weights", good(tmp_path), "--images", 20, "--out", tmp_path / "o",
+    )  # fmt: skip
+    assert code == 2
+    assert "latency can reach" in err
+
+
+def test_unwritable_folder(monkeypatch, capsys, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    broken(tmp_path, "file", "")
+    code, _, err = run(
+        monkeypatch, capsys, "search", "digits_cnn", "--data", "digits", *BUDGET, "--weights", good(tmp_path), "--out",
+        tmp_path / "file" / "below",
+    )  # fmt: skip
+    assert code == 2
+    assert "cannot be written" in err
+
+
+def test_empty_data_folder(monkeypatch, capsys, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("CODESIGN_DATA", str(tmp_path))
+    code, _, err = run(monkeypatch, capsys, "train", "lenet5", "--data", "mnist", "--out", tmp_path / "w.safetensors")
+    assert code == 2
+    assert str(tmp_path) in err
+
+
+def test_debug_shows_the_traceback(monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
+    from workloads.errors import ConfigError
+
+    monkeypatch.setattr(sys, "argv", ["codesign", "--debug", "lower", "resnet21"])
+    with pytest.raises(ConfigError):
+        cli.main()
+
+
+def test_bomb_never_explodes(monkeypatch, capsys, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    run(monkeypatch, capsys, "lower", "digits_cnn", "--weights", pickle_bomb(tmp_path))
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_numbers_of_a_comparison_page(monkeypatch, capsys, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    code, out, _ = run(
+        monkeypatch,
+        capsys,
+        "simulate",
+        "lenet5",
+        "--target",
+        "ideal",
+        "--target",
+        "ethos_u55_256",
+        "--report",
+        tmp_path,
+    )
+    assert code == 0
+    page = Path(out.strip().splitlines()[-1])
+    assert page.exists()
+    assert np.char.count(page.read_text(), "http://").sum() == 0
