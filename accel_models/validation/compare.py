@@ -5,8 +5,8 @@ Each target has one CSV beside this file, `<target>.csv`:
     id, workload, overrides, metric, unit, value, kind, calibrated, source
 
 `workload` is `table:NAME` (a layer table of `workloads.tables`, optionally `@fp32`) or one layer written out,
-`layer:conv c=64 k=64 h=56 r=3 stride=1 density=0.5` ("same" padding; w = h, s = r, groups = 1 and density = 1 unless
-given).
+`layer:conv c=64 k=64 h=56 r=3 stride=1 density=0.5` ("same" padding; w = h, s = r, groups = 1, density = 1 and inputs = 1,
+the density of the input, unless given), or `layers:FILE`, one such layer a line in a text file beside the CSV.
 `overrides` changes numbers of the spec for this row, `parameters.threads=1;clock_hz=1e9`. `metric` is cycles or
 latency. A new machine with published rows is one YAML and one CSV.
 """
@@ -108,12 +108,18 @@ def store(results: dict[str, ErrorBar]) -> None:
 
 def _predict(name: str, row: Row) -> float:
     machine = target(name, dict(_overrides(row.overrides)))
-    kind, _, what = row.workload.partition(":")
-    graph = _table(what) if kind == "table" else layer_graph(what)
-    native = machine.native(graph)
-    result = machine.price(native.columns, native.topology)
-    total = result.cycles.sum() if row.metric == "cycles" else result.latency_s.sum()
-    return float(total) / TO_SI[row.unit]
+    results = [machine.simulate(graph) for graph in _graphs(row.workload)]
+    total = sum(result.cycles if row.metric == "cycles" else result.latency_s for result in results)
+    return total / TO_SI[row.unit]
+
+
+def _graphs(workload: str) -> list[LayerGraph]:
+    """What a row prices; the layers of a list are independent of each other."""
+    kind, _, what = workload.partition(":")
+    if kind == "layers":
+        lines = (FOLDER / what).read_text().splitlines()
+        return [layer_graph(line) for line in lines if line and not line.startswith("#")]
+    return [_table(what) if kind == "table" else layer_graph(what)]
 
 
 def _overrides(text: str) -> Iterator[tuple[str, float]]:
@@ -139,14 +145,16 @@ def layer_graph(text: str) -> LayerGraph:
     """
     op, *pairs = text.split()
     given = dict(pair.split("=") for pair in pairs)
-    number = {key: int(value) for key, value in given.items() if key != "density"}
+    number = {key: int(value) for key, value in given.items() if key not in ("density", "inputs", "activation")}
     c, h, r, stride = number["c"], number.get("h", 1), number.get("r", 1), number.get("stride", 1)
     k, groups, w, s = number.get("k", c), number.get("groups", 1), number.get("w", h), number.get("s", r)
     p, q = -(-h // stride), -(-w // stride)
     down, across = max((p - 1) * stride + r - h, 0), max((q - 1) * stride + s - w, 0)
     flat = op == "linear"
-    source = Layer("input", Op.INPUT, (1, c) if flat else (1, c, h, w), k=c, c=c, p=h, q=w)
-    density = float(given.get("density", 1.0))
+    density, inputs = float(given.get("density", 1.0)), float(given.get("inputs", 1.0))
+    shape = (1, c) if flat else (1, c, h, w)
+    known = (inputs,) * c if inputs < 1 else ()
+    source = Layer("input", Op.INPUT, shape, k=c, c=c, p=h, q=w, activation_density=known)
     layer = Layer(
         "layer",
         Op(op),
@@ -165,6 +173,7 @@ def layer_graph(text: str) -> LayerGraph:
         padding=(down // 2, down - down // 2, across // 2, across - across // 2),
         weight="layer.weight",
         bias="layer.bias",
+        activation=given.get("activation", ""),
         sparsity=WeightSparsity.from_density((k, c // groups, r, s), density) if density < 1 else None,
     )
     return LayerGraph(text, (source, layer), ("layer",)).verify()

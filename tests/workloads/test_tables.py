@@ -20,6 +20,7 @@ PUBLISHED_MACS = {
     "mobilenet_v1": 569,  # Howard et al. 2017, table 4
     "mobilenet_v2": 300,  # Sandler et al. 2018, table 4
     "resnet18": 1_800,  # He et al. 2016, table 1
+    "resnet50": 4_090,  # torchvision: 4.09 G
     "squeezenet1_0": 820,  # torchvision: 0.82 G
     "squeezenet1_1": 350,  # torchvision: 0.35 G
     "vgg16": 15_470,  # torchvision: 15.47 G
