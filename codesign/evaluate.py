@@ -38,7 +38,8 @@ class Evaluation:
     def __str__(self) -> str:
         costs = ", ".join(f"{metric} {show(metric, value)}" for metric, value in self.costs.items())
         shown = "not measured" if self.accuracy is None else f"{self.accuracy:.2%} ({self.split}, {self.precision})"
-        return f"{self.result.graph} on {self.result.title}: {costs}; accuracy {shown}; {describe_error(self.result.error)}"
+        error = describe_error(self.result.error)
+        return f"{self.result.graph} on {self.result.title}: {costs}; accuracy {shown}; {error}"
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON value."""

@@ -144,6 +144,7 @@ class Job:
     study: Study
     device: str
     screen: Console
+    splits: dict[str, ImageData] = dataclasses.field(default_factory=dict)
 
     # ---- what it works on ------------------------------------------------------------------------------------------
 
@@ -161,10 +162,13 @@ class Job:
         return (example_input(self.config.model),)
 
     def images(self, split: str) -> ImageData:
+        """A split with the model's preprocessing, read once."""
         from workloads.data import load
         from workloads.models import find
 
-        return load(self.config.data, split, preprocessing=find(self.config.model).preprocessing)
+        if split not in self.splits:
+            self.splits[split] = load(self.config.data, split, preprocessing=find(self.config.model).preprocessing)
+        return self.splits[split]
 
     @cached_property
     def heldout(self) -> ImageData:
@@ -268,8 +272,17 @@ class Job:
 
         def compute() -> Sensitivity:
             model, analysis = self.dense_model, self.space.analysis
-            order = rank_units(model, analysis, "taylor", self.heldout, groups=tuple(counts)) if counts else {}
-            return measure(model, analysis, counts, self.heldout, masks=masks, ranking=order, device=self.device)
+            order = rank_units(model, analysis, groups=tuple(counts)) if counts else {}
+            return measure(
+                model,
+                analysis,
+                counts,
+                self.heldout,
+                masks=masks,
+                ranking=order,
+                device=self.device,
+                adapt_norms=True,
+            )
 
         return self.study.phase("sensitivity", compute, lambda found: found.to_dict(), Sensitivity.from_dict)
 
@@ -300,7 +313,7 @@ class Job:
         with _Progress(self.screen, "measuring candidates") as tick:
             for choice in self._candidates(front):
                 plan = self.plan(choice)
-                model = plan.apply(self.dense_model, self.example)
+                model = self.smaller(plan)
                 cost = graph_costs(self.machine, self.lowered(model))
                 keeps = all(cost[name] <= budget * (1 + 1e-9) for name, budget in self.budgets.items())
                 found.append(
@@ -358,13 +371,22 @@ class Job:
                 masks[variable.of] = self.space.masks[variable.of, int(i)]
         return make_plan(self.config.model, self.space.analysis, counts, self.ranking, masks)
 
+    def smaller(self, plan: PruningPlan) -> nn.Module:
+        """The pruned network before fine-tuning, its batch norms measured anew on training images."""
+        from pruning.evaluation import recalibrate
+
+        model = plan.apply(self.dense_model, self.example)
+        recalibrate(model, self.images("train"))
+        return model
+
     def _finetune(self, plan: PruningPlan) -> tuple[nn.Module, dict[str, float]]:
         """The pruned network after fine-tuning, from its file if it is there."""
         from pruning.evaluation import accuracy
         from pruning.training import fit
         from workloads.models.weights import load_weights, save_weights
 
-        model = plan.apply(self.dense_model, self.example)
+        is_done = self.study.has("finetune")
+        model = plan.apply(self.dense_model, self.example) if is_done else self.smaller(plan)
         path = self.study.folder / "model.safetensors"
 
         def tune() -> dict[str, float]:

@@ -92,7 +92,9 @@ def _imported(name: str, weights: Path | None, shape: str | None, on_unknown: Li
     except ValueError as error:
         raise ConfigError(f"--input {shape!r}: must be integers with commas, e.g. 1,3,224,224") from error
     except (ImportError, AttributeError, TypeError) as error:
-        raise ConfigError(f"{name}: cannot be imported and called without arguments ({error}); is its folder on PYTHONPATH?") from error
+        raise ConfigError(
+            f"{name}: cannot be imported and called without arguments ({error}); is its folder on PYTHONPATH?"
+        ) from error
     if not isinstance(model, torch.nn.Module):
         raise ConfigError(f"{name}: returned {type(model).__name__}, must return a torch.nn.Module")
     if weights:

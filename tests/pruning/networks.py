@@ -273,7 +273,7 @@ def network(name: str, seed: int = 0) -> nn.Module:
 
 
 def awake(model: nn.Module, x: Tensor) -> nn.Module:
-    """The model with batch-norm statistics of these inputs: untrained deep networks answer the same to all otherwise."""
+    """The model with batch-norm statistics of these inputs; deep untrained networks answer alike to all otherwise."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = None

@@ -12,6 +12,7 @@ from pruning import masks
 from pruning.methods import Pruner, method, methods
 from pruning.methods.magnitude import GradualMagnitude, OneShotMagnitude
 from pruning.testing import Loop, PrunerContract, batches, small_net
+from tests.pruning.networks import example, network
 from workloads.errors import CodesignError, ConfigError, PlanError
 
 EXAMPLE = (torch.zeros(2, 3, 8, 8),)
@@ -148,3 +149,51 @@ def test_state_of_another_method_is_refused():
         GradualMagnitude(small_net(), EXAMPLE, 8).load_state_dict(one.state_dict())
     with pytest.raises(PlanError, match="pruner state has total_steps 8, this one is made for 9"):
         OneShotMagnitude(small_net(), EXAMPLE, 9).load_state_dict(one.state_dict())
+
+
+class TestFilters:
+    """A filter goes with its bias and its batch norm, so that its output is exactly zero."""
+
+    @pytest.mark.parametrize("method", [OneShotMagnitude, GradualMagnitude])
+    def test_outputs_of_removed_filters_are_zero(self, method):
+        pruner = method(small_net(), EXAMPLE, 4, density={"conv1": 0.5, "stem": 0.25}, granularity="filter")
+        Loop(pruner).run(batches(4))
+        baked = pruner.finalize().eval()
+        assert {name for name, mask in masks.masks_of(baked).items() if not mask.all()} == {
+            "stem.weight", "stem.bias", "norm.weight", "norm.bias", "conv1.weight", "norm1.weight", "norm1.bias",
+        }  # fmt: skip
+        outputs = {}
+        for name in ("norm", "norm1"):
+            baked.get_submodule(name).register_forward_hook(lambda _m, _x, y, name=name: outputs.update({name: y}))
+        baked(batches(1)[0][0])
+        for name, kept in (("norm", 2), ("norm1", 6)):
+            is_zero = (outputs[name] == 0).all((0, 2, 3))
+            assert int((~is_zero).sum()) == kept
+            assert torch.equal(~is_zero, masks.masks_of(baked)[f"{name}.weight"])
+
+    def test_filters_of_a_transposed_convolution_are_its_outputs(self):
+        model = network("Normalised")
+        pruner = OneShotMagnitude(model, example(), density={"up": 0.25}, granularity="filter")
+        found = masks.masks_of(pruner.model)
+        assert (found["up.weight"].sum((0, 2, 3)) > 0).tolist() == found["up.bias"].tolist()
+        assert int(found["up.bias"].sum()) == 2
+
+    @pytest.mark.parametrize(
+        ("name", "layer", "message"),
+        [
+            ("Gated", "conv1", "filters of 'conv1' cannot be masked alone: 'conv1' applies sigmoid"),
+            ("SqueezeExcite", "up", "applies sigmoid, which does not map zero to zero"),
+            ("Fire", "left", "'norm' normalises and shifts them"),
+            ("PreActivation", "conv1", "prune the channel group instead, or keep the layer"),
+        ],
+    )
+    def test_what_would_still_be_seen_is_refused(self, name, layer, message):
+        if (name, layer) == ("PreActivation", "conv1"):  # its norm follows at once and is folded: nothing to refuse
+            OneShotMagnitude(network(name), example(), density={layer: 0.5}, granularity="filter")
+            layer = "stem"
+        with pytest.raises(PlanError, match=message):
+            OneShotMagnitude(network(name), example(), density={layer: 0.5}, granularity="filter")
+
+    def test_readers_that_add_or_multiply_are_fine(self):
+        for name, layer in (("Residual", "outer.0"), ("SqueezeExcite", "conv"), ("Chain", "conv1")):
+            OneShotMagnitude(network(name), example(), density={layer: 0.5}, granularity="filter")

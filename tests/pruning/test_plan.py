@@ -83,7 +83,10 @@ def changed(**fields):
         (changed(format="other"), "not a pruning plan"),
         (changed(version=2), "version 2; this release reads 1"),
         (changed(extra=1), r"fields \['extra'\] are unknown or missing"),
-        ({key: value for key, value in PLAN.to_dict().items() if key != "units"}, r"\['units'\] are unknown or missing"),
+        (
+            {key: value for key, value in PLAN.to_dict().items() if key != "units"},
+            r"\['units'\] are unknown or missing",
+        ),
         (changed(model=3), "field 'model' must be text"),
         (changed(channels={"conv1": "0 2"}), "field 'channels' must be lists of integers by group"),
         (changed(channels={"conv1": [0, 1.5]}), "field 'channels' must be lists of integers"),

@@ -21,7 +21,6 @@ from workloads.lowering import lower
 from workloads.models import build, example_input
 from workloads.sparsity import WeightSparsity
 
-
 NO_IMAGES = (Op.TRANSPOSE, Op.RESHAPE, Op.MATMUL, Op.SOFTMAX)  # the height and width of their input mean nothing
 
 
@@ -271,7 +270,7 @@ class TestWhatCannotBeCut:
         PruningPlan("m", {group: tuple(range(1, size))}, {group: size}).apply(model, example())
 
     def test_constants_in_code_are_named(self):
-        with pytest.raises(PlanError, match="the model \\(ConstantView\\): shape .* does its code fix a number"):
+        with pytest.raises(PlanError, match=r"the model \(ConstantView\): shape .* does its code fix a number"):
             self.apply(ConstantView())
 
     def test_padding_by_constants_is_named(self):
@@ -288,7 +287,7 @@ class TestWhatCannotBeCut:
         model = network("Chain")
         model.conv2 = nn.utils.parametrizations.weight_norm(model.conv2)
         assert wire(model, example()).prunable == ("conv3",)
-        with pytest.raises(PlanError, match="channel group 'conv1': array .* is computed, not a parameter"):
+        with pytest.raises(PlanError, match=r"channel group 'conv1': array .* is computed, not a parameter"):
             self.apply(model, "conv1")
 
     def test_a_model_in_training_under_masks_is_refused(self):
@@ -319,10 +318,19 @@ def wrong_plan(**fields) -> PruningPlan:
         (wrong_plan(units={"conv1": 9}), "group 'conv1' had 9 units, this model's has 8"),
         (wrong_plan(channels={"conv9": (0,)}, units={"conv9": 8}), "unknown channel group 'conv9'"),
         (wrong_plan(channels={"bn1": (0,)}, units={"bn1": 8}), "unknown channel group 'bn1'"),
-        (wrong_plan(channels={"head": (0,)}, units={"head": 5}), "'head' must keep all 5 units: they leave the network"),
+        (
+            wrong_plan(channels={"head": (0,)}, units={"head": 5}),
+            "'head' must keep all 5 units: they leave the network",
+        ),
         (wrong_plan(masks={"conv7": WeightSparsity.from_mask(np.zeros((2, 2), bool))}), "unknown layer with weights"),
-        (wrong_plan(masks={"conv2": WeightSparsity.from_mask(np.zeros((2, 2), bool))}), r"the weight is \(12, 8, 3, 3\)"),
-        (wrong_plan(masks={"conv2": WeightSparsity.from_density((12, 8, 3, 3), 0.5)}), "only the density 0.500 is known"),
+        (
+            wrong_plan(masks={"conv2": WeightSparsity.from_mask(np.zeros((2, 2), bool))}),
+            r"the weight is \(12, 8, 3, 3\)",
+        ),
+        (
+            wrong_plan(masks={"conv2": WeightSparsity.from_density((12, 8, 3, 3), 0.5)}),
+            "only the density 0.500 is known",
+        ),
     ],
 )
 def test_plans_that_do_not_fit(plan, message):
