@@ -24,8 +24,8 @@ class Steps:
         prologue_cycles: fixed cost once per step: launch, configuration, ramp-up.
         tiles: number of tiles; 0 where the row does not have this step.
         parallel: tiles that run side by side (cores); >= 1.
-        floor_cycles: of one tile, the multiplications really performed over the peak of what runs the tile. An
-            ideal machine would need this long.
+        floor_cycles: of one tile, the multiplications really performed over the peak of what runs the tile; of a layer
+            that does not multiply, its elements at the rate of the unit that works on them. No tile takes less.
         mean_cycles: of one tile, compute cycles averaged over the units; >= floor_cycles, the rest is padding.
         slowest_cycles: of one tile, compute cycles of the slowest unit; >= mean_cycles, the rest is imbalance.
         port_bytes: (rows, steps, ports), bytes moved by one tile through each port of the spec.

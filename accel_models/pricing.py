@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from accel_models.spec import HardwareSpec
 from accel_models.timeline import Timeline, closed_form
 from workloads.columns import Columns
 from workloads.graph import LayerGraph, Topology
+
+if TYPE_CHECKING:
+    from accel_models.events import Played
 
 CHUNK_ROWS = 2048  # rows priced at once: their working arrays stay in a core's level-2 cache
 
@@ -106,6 +110,14 @@ class Target:
             )
         return Prices.concatenate(parts)
 
+    def play(self, graph: LayerGraph, keep_spans: bool = True) -> Played:
+        """The event-driven engine on a whole graph: every tile played, rows in graph order (`accel_models.events`)."""
+        from accel_models.events import play
+
+        ready = self.native(graph)
+        steps = self.family.map(ready.columns, place(ready.columns, ready.topology, self.spec))
+        return play(steps, self.spec, keep_spans)
+
     def simulate(self, graph: LayerGraph) -> SimulationResult:
         """Price a whole graph, layer by layer, in the machine's own precision."""
         ready = self.native(graph)
@@ -127,8 +139,9 @@ def _tags(columns: Columns, placement: Placement) -> dict[str, np.ndarray]:
 def _bound(timeline: Timeline) -> np.ndarray:
     """Index into `BOUNDS + ports` of what binds each row.
 
-    The memory part wins if waiting for memory is the largest loss and exceeds half of the compute; it is then
-    named after the busiest port. Launch, imbalance and padding win if they exceed the useful cycles; else compute.
+    A memory binds if its port is busy for at least as long as all computing takes and something waits for it, or if
+    waiting is the largest part; it is then named after the busiest port. Otherwise the largest part names what binds:
+    launch (which wins over a port too), imbalance, padding, or useful work, called compute.
     """
     parts = np.stack([timeline.useful, timeline.padding, timeline.imbalance, timeline.launch, timeline.memory], axis=1)
     largest = np.argmax(parts, axis=1)

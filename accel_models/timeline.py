@@ -1,18 +1,19 @@
 """Tiles to latency, closed form: one formula for every family, vectorised over rows and steps.
 
-For a step of T tiles, W = ceil(T / parallel) waves, per wave
+A step of T tiles runs in W = ceil(T / parallel) waves of m = parallel tiles side by side, the last one of the T -
+(W - 1) parallel that are left. Of a wave
 
-    compute  a = slowest_cycles + sum over serial ports of bytes * m / bandwidth
-    stream   b = max over other ports of bytes * m / bandwidth
-    fill     f = max over double-buffered ports of bytes * m / bandwidth
+    busy  a(m) = max( slowest_cycles + sum over serial ports of bytes * m / bandwidth,
+                      max over overlapping ports of bytes * m / bandwidth )
+    fill  f(m) = max over double-buffered ports of bytes * m / bandwidth
 
-with m the tiles side by side for a shared port, 1 for a port that each of them has for itself,
+with 1 in place of m for a port that each tile side by side has for itself. The next wave's data come while one runs:
 
-    cycles = prologue + f + (W - 1) * max(a, b) + max(a, b_overlapped)
+    cycles = prologue + f(first) + (W - 2) * max(a, f) + max(a, f(last)) + a(last)          a, f of full waves
+           = prologue + f(last) + a(last)                                                   of one wave
 
-where b_overlapped leaves the double-buffered ports out: the last tile's data have already come. Steps of a row and
-rows of a graph follow one another. The cycles of a row are split into parts that sum to them exactly: the useful
-floor, padding, imbalance, waiting for memory, and launch (prologue).
+Steps of a row and rows of a graph follow one another. The cycles of a row are split into parts that sum to them
+exactly: the useful floor, padding, imbalance, waiting for memory, and launch (prologue).
 
 Known to be wrong where two engines run at once, or where tiles of one step differ (the event-driven engine plays
 those); tiles side by side are taken to share a shared port evenly.
@@ -51,21 +52,17 @@ class Timeline:
 def closed_form(steps: Steps, spec: HardwareSpec) -> Timeline:
     """Latency of every row by the formula in the module docstring."""
     bandwidth = np.array([memory.bandwidth_bytes_per_cycle for memory in spec.memories])
-    overlap = [memory.overlap for memory in spec.memories]
-    waves = steps.waves
-    side_by_side = np.minimum(steps.tiles, steps.parallel)
     shared = np.array([memory.shared for memory in spec.memories])
-    sharing = np.where(shared, side_by_side[..., None], 1.0)
-    port = steps.port_bytes * sharing / bandwidth
-    serial = _reduce(np.add, port, [mode == "serial" for mode in overlap])
-    buffered = _reduce(np.maximum, port, [mode == "double_buffer" for mode in overlap])
-    hidden = _reduce(np.maximum, port, [mode == "overlap" for mode in overlap])
-    compute = steps.slowest_cycles + serial
-    steady = np.maximum(compute, np.maximum(buffered, hidden))
+    waves, port = steps.waves, steps.port_bytes / bandwidth
     runs = waves > 0
-    cycles = np.where(
-        runs, steps.prologue_cycles + buffered + (waves - 1) * steady + np.maximum(compute, hidden), 0.0
-    ).sum(axis=1)
+    full, fill = _wave(steps, spec, np.where(shared, np.minimum(steps.tiles, steps.parallel)[..., None], 1.0) * port)
+    if (steps.parallel == 1).all():
+        last, last_fill = full, fill
+    else:
+        left = steps.tiles - (waves - 1) * steps.parallel
+        last, last_fill = _wave(steps, spec, np.where(shared, left[..., None], 1.0) * port)
+    between = np.where(waves > 1, (waves - 2) * np.maximum(full, fill) + np.maximum(full, last_fill), 0.0)
+    cycles = np.where(runs, steps.prologue_cycles + fill + between + last, 0.0).sum(axis=1)
     busy = (waves * steps.slowest_cycles).sum(axis=1)
     mean = (steps.tiles / steps.parallel * steps.mean_cycles).sum(axis=1)
     useful = (steps.tiles / steps.parallel * steps.floor_cycles).sum(axis=1)
@@ -78,9 +75,17 @@ def closed_form(steps: Steps, spec: HardwareSpec) -> Timeline:
         imbalance=busy - mean,
         memory=cycles - busy - launch,
         launch=launch,
-        port_cycles=(waves[..., None] * port).sum(axis=1),
+        port_cycles=(np.where(shared, steps.tiles[..., None], waves[..., None]) * port).sum(axis=1),
         port_bytes=port_bytes,
     )
+
+
+def _wave(steps: Steps, spec: HardwareSpec, port: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cycles that a wave runs, and those of its fill, (rows, steps), from each port's cycles, (rows, steps, ports)."""
+    overlap = [memory.overlap for memory in spec.memories]
+    compute = steps.slowest_cycles + _reduce(np.add, port, [mode == "serial" for mode in overlap])
+    hidden = _reduce(np.maximum, port, [mode == "overlap" for mode in overlap])
+    return np.maximum(compute, hidden), _reduce(np.maximum, port, [mode == "double_buffer" for mode in overlap])
 
 
 def _reduce(by: np.ufunc, port: np.ndarray, chosen: list[bool]) -> np.ndarray:

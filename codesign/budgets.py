@@ -27,12 +27,17 @@ def parse_budgets(texts: Sequence[str], dense: Mapping[str, float]) -> dict[str,
         dense: what the dense network costs, by metric.
 
     Raises:
-        ConfigError: names the text, the metric or the unit that is wrong.
+        ConfigError: names the text, the metric or the unit that is wrong, or the metric that has two budgets.
 
     >>> parse_budgets(["latency=0.5x", "energy=2mJ"], {"latency": 0.004, "energy": 0.005})
     {'latency': 0.002, 'energy': 0.002}
     """
-    return dict(_parse(text, dense) for text in texts)
+    found: dict[str, float] = {}
+    for metric, value in (_parse(text, dense) for text in texts):
+        if metric in found:
+            raise ConfigError(f"budgets {', '.join(texts)}: {metric} has two, give the lower one")
+        found[metric] = value
+    return found
 
 
 def _parse(text: str, dense: Mapping[str, float]) -> tuple[str, float]:

@@ -41,7 +41,7 @@ Changes = Annotated[
 ]
 Data = Annotated[str, typer.Option(help="Data set: digits, mnist, cifar10.")]
 Epochs = Annotated[int, typer.Option(min=0, help="Training epochs.")]
-Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Same seed, same result.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
 Out = Annotated[Path, typer.Option(help="Folder for the results; an interrupted run resumes there.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew in a folder that holds another study.")]
@@ -101,12 +101,15 @@ def simulate(
     ] = "error",
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report into this folder.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="Play tile by tile; write a trace for ui.perfetto.dev.")] = None,
 ) -> None:
     """Price a model on one or several machines, layer by layer."""
     from codesign import show
 
     subject = _subject(model, weights, pretrained, shape, unknown)
-    show.simulation(subject, target, plan=plan, calibrate=calibrate, changes=change or [], out=json_out, report=report)
+    show.simulation(
+        subject, target, plan=plan, calibrate=calibrate, changes=change or [], out=json_out, report=report, trace=trace
+    )
 
 
 @app.command()
@@ -162,7 +165,7 @@ def search(
     out: Out,
     weights: Weights = None,
     epochs: Annotated[int, typer.Option(min=0, help="Fine-tuning epochs of the pick.")] = 2,
-    rate: Annotated[float, typer.Option("--lr", help="Peak learning rate of fine-tuning.")] = 0.05,
+    rate: Annotated[float, typer.Option("--lr", help="Peak learning rate of fine-tuning.")] = 0.02,
     density: Annotated[list[float] | None, typer.Option(help="Also offer these weight densities per layer.")] = None,
     granularity: Annotated[str, typer.Option(help="Of the weight zeros: weight or pattern.")] = "weight",
     keep: Annotated[list[str] | None, typer.Option(help="Channel groups to leave alone.")] = None,

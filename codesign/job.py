@@ -61,7 +61,7 @@ class SearchConfig:
     budgets: tuple[str, ...]
     weights: str | None = None
     epochs: int = 2
-    rate: float = 0.05
+    rate: float = 0.02
     densities: tuple[float, ...] = ()
     granularity: str = "weight"
     keep: tuple[str, ...] = ()
@@ -77,9 +77,17 @@ class SearchConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SearchConfig:
-        """The inverse of `to_dict`, lists as tuples."""
+        """The inverse of `to_dict`, lists as tuples.
+
+        Raises:
+            ConfigError: the configuration of another command, or of another version.
+        """
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return cls(**values)
+        try:
+            return cls(**values)
+        except TypeError as error:
+            kind = values.get("command", "another version")
+            raise ConfigError(f"not the configuration of a search but of {kind}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -131,6 +139,8 @@ def check(config: SearchConfig) -> None:
         raise unknown_name("granularity", config.granularity, GRANULARITIES)
     if bad := [d for d in config.densities if not 0 < d <= 1]:
         raise ConfigError(f"--density {bad[0]}: must be above 0 and at most 1")
+    if config.multiple is not None and config.multiple < 1:
+        raise ConfigError(f"--multiple {config.multiple}: must be at least 1")
     if not config.budgets:
         raise ConfigError("a search needs a budget, e.g. --budget latency=0.7x")
     parse_budgets(config.budgets, dict.fromkeys(METRICS, 1.0))
@@ -207,10 +217,14 @@ class Job:
 
     @cached_property
     def space(self) -> Space:
-        """What may be chosen, with the real mask of every weights option."""
+        """What may be chosen, with the real mask of every weights option; groups that cannot be cut are left out."""
+        from pruning.wiring import wire
+
         analysis = analyze(self.graph)
         multiple = self.config.multiple or self.machine.channel_multiple
-        channels = channel_variables(analysis, multiple, self.config.keep, self.config.options)
+        cuttable = set(wire(self.dense_model, analysis).prunable)
+        offered = channel_variables(analysis, multiple, self.config.keep, self.config.options)
+        channels = [variable for variable in offered if variable.of in cuttable]
         weights = weight_variables(self.graph, self.config.densities, self.config.granularity)
         space = Space(self.graph, analysis, (*channels, *(weights if self.config.densities else ())))
         if not space.variables:
@@ -244,6 +258,7 @@ class Job:
         """All phases, each skipped if its file is there."""
         say = self.screen.print
         say(f"{self.config.model} on {self.machine.spec.title}: {_cost_line(self.dense)}")
+        self._check_budgets()
         sensitivity = self._sensitivity()
         front = self._search(sensitivity)
         say(f"search: {front}")
@@ -257,6 +272,15 @@ class Job:
         outcome = self._outcome(plan, model, pruned, {**accuracies, **tuned, **tested})
         self._tell(outcome)
         return outcome
+
+    def _check_budgets(self) -> None:
+        """Refuse budgets that ask for nothing."""
+        if all(self.dense_costs[name] <= budget for name, budget in self.budgets.items()):
+            reached = ", ".join(f"{name} is {show(name, self.dense_costs[name])}" for name in self.budgets)
+            raise PlanError(
+                f"budget {', '.join(self.config.budgets)}: the dense network keeps it ({reached}), so there is nothing "
+                "to prune; lower the budget"
+            )
 
     def _sensitivity(self) -> Sensitivity:
         from pruning.importance import rank_units
@@ -272,7 +296,8 @@ class Job:
 
         def compute() -> Sensitivity:
             model, analysis = self.dense_model, self.space.analysis
-            order = rank_units(model, analysis, groups=tuple(counts)) if counts else {}
+            ranked = rank_units(model, analysis, groups=tuple(counts)) if counts else {}
+            order = {group: tuple(int(unit) for unit in units) for group, units in ranked.items()}
             return measure(
                 model,
                 analysis,
@@ -451,6 +476,8 @@ class Job:
         return _front_from_dict(self.study.read("front")["result"])
 
     def _tell(self, outcome: Outcome) -> None:
+        from codesign.report import what_binds
+
         say = self.screen.print
         dense, pruned, accuracies = outcome.dense, outcome.pruned, outcome.accuracies
         say(f"dense : {_cost_line(dense)}, test accuracy {accuracies['dense_test']:.2%}")
@@ -458,6 +485,7 @@ class Job:
         ratio = pruned.latency_s / dense.latency_s
         say(f"latency {ratio:.3f}x of dense, energy {pruned.energy_j / dense.energy_j:.3f}x; "
             f"budget {', '.join(self.config.budgets)} {'kept' if outcome.met else 'NOT kept'}")  # fmt: skip
+        say(what_binds(pruned))
         say(f"report: {outcome.report}")
 
 
@@ -474,7 +502,11 @@ def _finished(folder: Path) -> Job:
     study = Study.open(folder)
     if not study.has("result"):
         raise ConfigError(f"{folder}: the study is not finished; run the same search again to resume it")
-    return Job(SearchConfig.from_dict(study.config), study, "cpu", console())
+    try:
+        config = SearchConfig.from_dict(study.config)
+    except ConfigError as error:
+        raise ConfigError(f"{study.folder / 'config.json'}: {error}") from error
+    return Job(config, study, "cpu", console())
 
 
 def load_outcome(folder: Path) -> Outcome:

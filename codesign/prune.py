@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from accel_models import SimulationResult, target
 from codesign.show import console
 from codesign.study import Study, write_json
-from codesign.subject import Subject
+from codesign.subject import Subject, load_images
 from workloads.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,18 +41,19 @@ def prune_model(
     from pruning.evaluation import accuracy
     from pruning.methods import method as find_method
     from pruning.training import fit
-    from workloads.data import load
     from workloads.lowering import lower
-    from workloads.models import find
     from workloads.models.weights import save_weights
 
+    if len(set(targets)) < len(targets):
+        raise ConfigError(f"--target {' '.join(targets)}: a machine is given twice")
     machines = [target(name) for name in targets]
     cls = find_method(method)
     if epochs < 1:
         raise ConfigError("--epochs 0: a pruned network needs fine-tuning, give at least one")
     module, example = subject.needs_module("prune")
-    preprocessing = find(subject.name).preprocessing
-    images = {split: load(data, split, preprocessing=preprocessing) for split in ("train", "heldout", "test")}
+    if subject.weights == "random":
+        raise ConfigError(f"{subject.name} is untrained; give --weights FILE (see codesign train) or --pretrained")
+    images = load_images(subject.name, data)
     steps = -(-len(images["train"]) // BATCH_SIZE) * epochs
     config = {
         "command": "prune", "model": subject.name, "weights": subject.weights, "data": data, "method": method,

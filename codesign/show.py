@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from workloads.errors import ConfigError
+from workloads.errors import CodesignError, ConfigError, PlanError, unknown_name
 
 if TYPE_CHECKING:
-    from accel_models import SimulationResult
+    from accel_models import SimulationResult, Target
     from codesign.subject import Subject
+    from workloads.graph import LayerGraph
 
 
 def console() -> Console:
@@ -94,6 +95,7 @@ def simulation(
     changes: Sequence[str],
     out: Path | None,
     report: Path | None,
+    trace: Path | None = None,
 ) -> None:
     """Price a subject on each target; print, store, report."""
     from accel_models import target as find
@@ -105,6 +107,8 @@ def simulation(
         print(result)
     if out:
         write_json(out, [result.to_dict() for result in results])
+    if trace:
+        print(_trace(trace, ready, find(target_names[0], parse_changes(changes)), results[0]))
     if report:
         print(_report(report, results, subject))
 
@@ -119,7 +123,11 @@ def _prepared(subject: Subject, plan: Path | None, calibrate: str | None) -> Any
     if plan:
         from pruning.plan import PruningPlan
 
-        module = PruningPlan.load(plan).apply(module, (example,))
+        stored = PruningPlan.load(plan)
+        try:
+            module = stored.apply(module, (example,))
+        except CodesignError as error:
+            raise PlanError(f"{plan}: not a plan for {subject.name}: {error}") from error
     batch = None
     if calibrate:
         from workloads.data import load
@@ -129,6 +137,16 @@ def _prepared(subject: Subject, plan: Path | None, calibrate: str | None) -> Any
         images = load(calibrate, "heldout", preprocessing=known) if known else load(calibrate, "heldout")
         batch = (images.tensor(slice(0, 32)),)
     return lower(module, (example,), on_unknown=subject.on_unknown, calibration=batch, name=subject.name)
+
+
+def _trace(path: Path, graph: LayerGraph, machine: Target, result: SimulationResult) -> str:
+    """Play the graph on the first target, write the trace, say how both clocks agree."""
+    from codesign.study import write_json
+
+    played = machine.play(graph)
+    write_json(path, played.to_perfetto([layer.name for layer in graph], machine.spec.clock_hz))
+    total = float(played.cycles.sum())
+    return f"played {total:,.0f} cycles, {total / result.cycles - 1:+.2%} from the closed form; trace: {path}"
 
 
 def _report(folder: Path, results: list[SimulationResult], subject: Subject) -> Path:
@@ -159,10 +177,12 @@ def parse_changes(changes: Sequence[str]) -> dict[str, float]:
 def validation(names: Sequence[str], store: bool) -> None:
     """Published rows beside predictions, and each target's error."""
     from accel_models import targets as known
-    from accel_models.validation.compare import compare, summary
+    from accel_models.validation.compare import compare, compare_as_shipped, summary
     from accel_models.validation.compare import store as write
 
     screen, results = console(), {}
+    if wrong := [name for name in names if name not in known()]:
+        raise unknown_name("target", wrong[0], known())
     for name in names or known():
         comparisons = compare(name)
         table = Table("row", "published", "predicted", "unit", "error", "kind", box=None, title=name)
@@ -177,6 +197,8 @@ def validation(names: Sequence[str], store: bool) -> None:
         if bar:
             results[name] = bar
         screen.print(f"{name}: {bar or 'no published rows are at hand'}")
+        if plain := summary(compare_as_shipped(name)):
+            screen.print(f"{name}, layers by themselves priced as if inside a network: {plain}")
     if store:
         write({**results} if not names else {**_others(names), **results})
 

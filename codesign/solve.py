@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from codesign.budgets import UNITS, show
 from workloads.errors import PlanError
 
 
@@ -128,8 +129,12 @@ def _impossible(program: _Program, table: PriceTable, budgets: Mapping[str, floa
     for metric, budget in budgets.items():
         found = program.minimise(program.costs[metric], {}, time_limit_s)
         least = table.cost(found[0][None])[metric][0] if found else math.nan
-        parts.append(f"{metric} can reach {least:.4g} at the least, the budget is {budget:.4g}")
+        parts.append(f"{metric} can reach {_said(metric, least)} at the least, the budget is {_said(metric, budget)}")
     return f"no choice keeps the budget: {'; '.join(parts)}. Raise the budget or allow smaller counts"
+
+
+def _said(metric: str, value: float) -> str:
+    return show(metric, value) if metric in UNITS else f"{value:.4g}"
 
 
 class _Program:

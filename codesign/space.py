@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -105,9 +105,15 @@ class Space:
         found = np.tile(base, (len(choices), 1))
         for v, variable in enumerate(self.variables):
             if variable.kind == "weights":
-                options = [base[self.graph.index[variable.of]], *(option.density for option in variable.options[1:])]
-                found[:, self.graph.index[variable.of]] = np.array(options)[choices[:, v]]
+                layer = self.graph.index[variable.of]
+                options = [base[layer], *(self._density(variable, i) for i in range(1, len(variable.options)))]
+                found[:, layer] = np.array(options)[choices[:, v]]
         return found
+
+    def _density(self, variable: Variable, option: int) -> float:
+        """Of the option's real mask, which may keep a weight more or less than was asked for."""
+        mask = self.masks.get((variable.of, option))
+        return variable.options[option].density if mask is None else mask.density
 
     def columns(self, choices: np.ndarray) -> Columns:
         """Rows of all candidates, candidate after candidate; masks enter by density only."""
@@ -225,22 +231,27 @@ def price_table(space: Space, target: Target, loss: Mapping[str, np.ndarray]) ->
 
 
 def _rows(space: Space, choices: np.ndarray, layers: Sequence[int]) -> Columns:
-    """The chosen layers of every candidate, with the real masks where weights are chosen and no channel is cut."""
+    """The chosen layers of every candidate; where no channel is cut, with real masks and the zeros of each channel."""
     width = len(space.graph.layers)
     picked = (np.arange(len(choices))[:, None] * width + np.asarray(layers)).ravel()
     rows = space.columns(choices).take(picked)
-    weights = {variable.of: v for v, variable in enumerate(space.variables) if variable.kind == "weights"}
-    chosen = [space.graph.layers[i].name for i in layers]
-    if not any(name in weights for name in chosen):
+    chosen = {variable.of for variable in space.variables if variable.kind == "weights"}
+    if not any(space.graph.layers[i].sparsity or space.graph.layers[i].name in chosen for i in layers):
         return rows
-    masks: list[WeightSparsity | None] = []
+    base = space.graph.columns.take(np.tile(layers, len(choices)))
+    whole = (rows.k == base.k) & (rows.c == base.c)
+    masks = [mask if fits else None for mask, fits in zip(_masks(space, choices, layers), whole, strict=True)]
+    if not any(masks):
+        return rows
+    zeros = base.channel_density or (None,) * len(rows)
+    known = tuple(each if mask is not None else None for each, mask in zip(zeros, masks, strict=True))
+    return rows.replace(sparsity=tuple(masks), channel_density=known if any(each is not None for each in known) else ())
+
+
+def _masks(space: Space, choices: np.ndarray, layers: Sequence[int]) -> Iterator[WeightSparsity | None]:
+    """The chosen mask of every row, the layer's own where none is chosen; candidate after candidate."""
+    weights = {variable.of: v for v, variable in enumerate(space.variables) if variable.kind == "weights"}
     for choice in choices:
-        for name in chosen:
-            option = int(choice[weights[name]]) if name in weights else 0
-            masks.append(space.masks.get((name, option)))
-    fits = [
-        mask is not None and (mask.shape[0], mask.shape[1]) == (int(k), int(c))
-        for mask, k, c in zip(masks, rows.k, rows.c_per_group, strict=True)
-    ]
-    exact = tuple(mask if fit else None for mask, fit in zip(masks, fits, strict=True))
-    return rows.replace(sparsity=exact if any(exact) else ())
+        for layer in (space.graph.layers[i] for i in layers):
+            option = int(choice[weights[layer.name]]) if layer.name in weights else 0
+            yield space.masks.get((layer.name, option)) if option else layer.sparsity

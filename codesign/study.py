@@ -31,20 +31,25 @@ class Study:
     def create(cls, folder: Path, config: Mapping[str, Any], overwrite: bool = False) -> Study:
         """Start a study, or resume the one of the same configuration.
 
+        Args:
+            overwrite: start anew in the folder of another study; a folder that holds none is never cleared.
+
         Raises:
-            ConfigError: the folder cannot be written, or holds another study.
+            ConfigError: the folder cannot be written, or holds another study or other files.
         """
         path = folder / "config.json"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if overwrite:
-                _clear(folder)
-            if path.exists():
-                _check_same(path, config)
-            else:
-                if any(folder.iterdir()):
+            if not path.exists():
+                if any(item.name != "config.json.part" for item in folder.iterdir()):
                     raise ConfigError(f"{folder}: not empty and not a study; choose another --out")
                 write_json(path, dict(config))
+            elif overwrite:
+                _stored(path)
+                _clear(folder)
+                write_json(path, dict(config))
+            else:
+                _check_same(path, config)
         except OSError as error:
             raise ConfigError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
         return cls(folder, config)
@@ -56,7 +61,7 @@ class Study:
         Raises:
             ConfigError: the folder holds none.
         """
-        return cls(folder, read_json(folder / "config.json"))
+        return cls(folder, _stored(folder / "config.json"))
 
     def has(self, name: str) -> bool:
         return self.path(name).exists()
@@ -101,8 +106,16 @@ def read_json(path: Path) -> Any:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
 
 
-def _check_same(path: Path, config: Mapping[str, Any]) -> None:
+def _stored(path: Path) -> dict[str, Any]:
+    """A study's configuration; other programs write files called config.json too, and theirs are refused."""
     stored = read_json(path)
+    if not isinstance(stored, dict) or not {"model", "seed"} <= set(stored):
+        raise ConfigError(f"{path}: not the configuration of a study; choose another folder")
+    return stored
+
+
+def _check_same(path: Path, config: Mapping[str, Any]) -> None:
+    stored = _stored(path)
     given = json.loads(json.dumps(config))
     for key in sorted(set(stored) | set(given)):
         if stored.get(key) != given.get(key):
@@ -113,7 +126,22 @@ def _check_same(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what a study wrote, nothing else."""
-    for pattern in ("*.json", "*.json.part", "*.safetensors", "*.pt", "report.html"):
-        for path in folder.glob(pattern):
-            path.unlink()
+    """Remove what a study and its report wrote, nothing else; config.json stays, to be replaced in one step."""
+    from reports.html import REPORT_FIGURES
+
+    names = ("plan.json", "result.json", "report.json", "report.html", "model.safetensors", "training.pt")
+    figures = folder / "figures"
+    known = [*(folder / name for name in names), *(figures / f"{name}.png" for name in REPORT_FIGURES)]
+    for path in [*known, *folder.glob("*.json.part"), *filter(_is_phase, folder.glob("*.json"))]:
+        path.unlink(missing_ok=True)
+    if figures.is_dir() and not any(figures.iterdir()):
+        figures.rmdir()
+
+
+def _is_phase(path: Path) -> bool:
+    """Whether `Study.phase` wrote the file."""
+    try:
+        record = read_json(path)
+    except ConfigError:
+        return False
+    return isinstance(record, dict) and set(record) == {"seconds", "result"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,11 @@ from workloads.graph import LayerGraph
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from workloads.data import ImageData
+
+MOST_NUMBERS = 2**28
+"""Of an example input: a gigabyte."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class Subject:
         """Find a subject by what was typed.
 
         Raises:
-            ConfigError: unknown name, unreadable graph, module that cannot be imported, wrong --input.
+            ConfigError: unknown name, unreadable graph, module that cannot be imported or made, wrong --input.
         """
         if on_unknown not in ("error", "vector"):
             raise ConfigError(f"--unknown {on_unknown!r}: must be error or vector")
@@ -86,20 +92,51 @@ def _imported(name: str, weights: Path | None, shape: str | None, on_unknown: Li
     module_name, _, function = name.partition(":")
     if shape is None:
         raise ConfigError(f"{name}: --input is needed for a model of your own, e.g. --input 1,3,224,224")
+    example = _random_input(shape)
     try:
-        size = tuple(int(part) for part in shape.split(","))
-        model = getattr(importlib.import_module(module_name), function)()
-    except ValueError as error:
-        raise ConfigError(f"--input {shape!r}: must be integers with commas, e.g. 1,3,224,224") from error
-    except (ImportError, AttributeError, TypeError) as error:
-        raise ConfigError(
-            f"{name}: cannot be imported and called without arguments ({error}); is its folder on PYTHONPATH?"
-        ) from error
+        make = getattr(importlib.import_module(module_name), function)
+    except (ImportError, AttributeError, SyntaxError, ValueError) as error:
+        raise ConfigError(f"{name}: cannot be imported ({error}); is its folder on PYTHONPATH?") from error
+    try:
+        model = make()
+    except Exception as error:
+        raised = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{name}: {function}() raised {raised}; --debug shows where") from error
     if not isinstance(model, torch.nn.Module):
         raise ConfigError(f"{name}: returned {type(model).__name__}, must return a torch.nn.Module")
     if weights:
         from workloads.models.weights import load_weights
 
         load_weights(model, weights)
-    example = torch.randn(size, generator=torch.Generator().manual_seed(0))
     return Subject(name, model.eval(), example, on_unknown=on_unknown, weights=str(weights or "own"))
+
+
+def _random_input(text: str) -> Tensor:
+    """Normal numbers of the shape that was typed."""
+    import torch
+
+    try:
+        size = tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--input {text!r}: must be integers with commas, e.g. 1,3,224,224") from error
+    if min(size) < 1 or math.prod(size) > MOST_NUMBERS:
+        raise ConfigError(f"--input {text!r}: sizes must be at least 1, and at most {MOST_NUMBERS:,} numbers together")
+    return torch.randn(size, generator=torch.Generator().manual_seed(0))
+
+
+def load_images(model: str, data: str) -> dict[str, ImageData]:
+    """Train, held-out and test images with the preprocessing of a zoo model.
+
+    Raises:
+        CodesignError: unknown names, missing data, or images of another shape than the model takes.
+    """
+    from workloads.data import load
+    from workloads.models import find
+
+    entry = find(model)
+    images = {split: load(data, split, preprocessing=entry.preprocessing) for split in ("train", "heldout", "test")}
+    given = images["train"].images.shape[1:]
+    if given != tuple(entry.input_shape):
+        ours, needed = ("x".join(map(str, size)) for size in (given, entry.input_shape))
+        raise ConfigError(f"--data {data}: its images are {ours}, {model} takes {needed}; choose other data or model")
+    return images

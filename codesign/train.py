@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from codesign.show import console
+from codesign.subject import load_images
 from workloads.errors import ConfigError
 
 
@@ -20,8 +21,7 @@ def train_model(
     """
     from pruning.evaluation import accuracy
     from pruning.training import fit
-    from workloads.data import load
-    from workloads.models import build, find
+    from workloads.models import build
     from workloads.models.weights import save_weights
 
     if out.suffix != ".safetensors":
@@ -30,8 +30,7 @@ def train_model(
         raise ConfigError(f"--out {out}: the folder {out.parent} does not exist")
     if epochs < 1:
         raise ConfigError("--epochs 0: training needs at least one")
-    preprocessing = find(name).preprocessing
-    images = {split: load(data, split, preprocessing=preprocessing) for split in ("train", "heldout", "test")}
+    images = load_images(name, data)
     model = build(name, num_classes=images["train"].num_classes, weights=weights, seed=seed)
     checkpoint = out.with_suffix(".training.pt")
     result = fit(

@@ -32,7 +32,7 @@ def main() -> None:
     options = parser.parse_args()
     train, heldout, test = (load("digits", split) for split in ("train", "heldout", "test"))
     model, example = build("digits_cnn"), (example_input("digits_cnn"),)
-    fit(model, train, epochs=4, lr=0.1, heldout=heldout, device="cpu", progress=False)
+    fit(model, train, epochs=8, lr=0.1, heldout=heldout, device="cpu", progress=False)
 
     machine = target("ethos_u55_256")
     graph = machine.native(lower(model, example, name="digits_cnn"))

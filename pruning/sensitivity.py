@@ -38,6 +38,7 @@ from torch import Tensor, nn
 
 from pruning.devices import autocast, pick_device, pick_precision, place
 from pruning.importance import gradients, rank_units
+from pruning.progress import shown
 from pruning.surgery import in_torch_layout
 from pruning.wiring import Wiring, wire
 from workloads.channels import ChannelAnalysis
@@ -319,7 +320,7 @@ def measure(
     base = _score(net, batches, chosen)
     found: dict[str, list[tuple[float, float]]] = {variable: [] for variable in task.options}
     total = sum(len(each) for each in task.options.values())
-    for variable, change in _shown(task.changes(net), total, progress):
+    for variable, change in shown(task.changes(net), "sensitivity", total, progress):
         with _zeroed(change):
             found[variable].append(_score(net, batches, chosen) if change else base)
     loss = {variable: [score[0] - base[0] for score in scores] for variable, scores in found.items()}
@@ -359,16 +360,6 @@ def _score(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: 
         right += float((logits.argmax(1) == y).sum())
         count += len(y)
     return loss / count, right / count
-
-
-def _shown(changes: Iterator[tuple[str, Change]], total: int, progress: bool) -> Iterator[tuple[str, Change]]:
-    if not progress:
-        yield from changes
-        return
-    from rich.console import Console
-    from rich.progress import track
-
-    yield from track(changes, "sensitivity", total, console=Console(stderr=True), transient=True)
 
 
 # ---- from gradients --------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from pruning import checkpoint as checkpoints
 from pruning import masks
 from pruning.devices import autocast, pick_device, pick_precision, place
 from pruning.evaluation import accuracy, cross_entropy, evaluate, evaluate_loss
+from pruning.progress import shown
 from pruning.schedule import CosineSchedule
 from workloads.data import ImageData
 from workloads.errors import ConfigError
@@ -129,6 +130,8 @@ class _Settings:
             raise ConfigError(f"epochs {self.epochs}, batch_size {self.batch_size}: both must be at least 1")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise ConfigError(f"lr {self.lr}, must be a finite number above 0")
+        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
+            raise ConfigError(f"weight_decay {self.weight_decay}, must be a finite number of at least 0")
         if not (0 <= self.warmup < 1 and 0 <= self.label_smoothing < 1 and 0 <= self.momentum < 1):
             given = f"warmup {self.warmup}, label_smoothing {self.label_smoothing}, momentum {self.momentum}"
             raise ConfigError(f"{given}: each must lie in [0, 1)")
@@ -142,7 +145,7 @@ def fit(
     model: nn.Module,
     data: ImageData,
     epochs: int,
-    lr: float = 0.05,
+    lr: float = 0.02,
     *,
     heldout: ImageData | None = None,
     pruner: Pruner | None = None,
@@ -165,7 +168,8 @@ def fit(
     Args:
         model: with baked masks, zeros stay zeros; with a pruner, `pruner.model`.
         data: training pictures, shuffled and (with `augment`) augmented.
-        lr: peak learning rate; it climbs over `warmup` of all steps and falls along a cosine.
+        lr: peak learning rate; it climbs over `warmup` of all steps and falls along a cosine. For a few epochs of
+            fine-tuning 0.01 to 0.02, for training from scratch 0.1.
         heldout: measured after every epoch; the epoch of best accuracy is kept (the later of equals). Without it,
             or with a pruner (whose early epochs are less sparse), the last epoch is kept.
         pruner: its `loss` is added, its `step` is called after every optimizer step.
@@ -240,8 +244,8 @@ class _Run:
         right = torch.zeros((), device=self.device)
         done = len(self.history)
         batches = data.batches(self.settings.batch_size, self.generator, self.settings.augment)
-        title = f"epoch {done + 1}/{self.settings.epochs}"
-        for number, (x, y) in enumerate(_shown(batches, self.settings.steps_per_epoch, title, progress)):
+        title = f"epoch {done + 1}/{self.settings.epochs}{self._so_far()}"
+        for number, (x, y) in enumerate(shown(batches, title, self.settings.steps_per_epoch, progress)):
             rate = self._set_rate(done * self.settings.steps_per_epoch + number)
             x, y = x.to(self.device, memory_format=torch.channels_last), y.to(self.device)
             logits, batch_loss = self._step(x, y)
@@ -275,6 +279,13 @@ class _Run:
         if self.pruner is not None:
             self.pruner.step()
         return logits.detach(), loss.detach()
+
+    def _so_far(self) -> str:
+        """The last epoch in a few words, for the progress bar."""
+        last = self.history[-1] if self.history else None
+        if last is None or last.heldout_accuracy is None:
+            return "" if last is None else f", loss {last.loss:.3f}"
+        return f", loss {last.loss:.3f}, held out {last.heldout_accuracy:.2%}"
 
     def _set_rate(self, step: int) -> float:
         rate = self.schedule.rate(step)
@@ -340,16 +351,3 @@ class _Run:
         torch.set_rng_state(state["torch"])
         self.history = [Epoch(**entry) for entry in state["history"]]
         self.best, self.best_epoch = state["best"], state["best_epoch"]
-
-
-def _shown(
-    batches: Iterator[tuple[Tensor, Tensor]], count: int, title: str, progress: bool
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same batches, with a bar on stderr while they are used up."""
-    if not progress:
-        yield from batches
-        return
-    from rich.console import Console
-    from rich.progress import track
-
-    yield from track(batches, title, count, console=Console(stderr=True), transient=True)

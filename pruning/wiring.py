@@ -72,7 +72,8 @@ def wire(model: nn.Module, source: LayerGraph | ChannelAnalysis | tuple[Tensor, 
     """
     graph = source.source if isinstance(source, ChannelAnalysis) else source
     if isinstance(graph, LayerGraph):
-        inputs = tuple(torch.zeros(layer.shape) for layer in graph.inputs)
+        first = next(model.parameters(), torch.empty(0))
+        inputs = tuple(torch.zeros(layer.shape, dtype=first.dtype, device=first.device) for layer in graph.inputs)
         on_unknown = "vector" if any(layer.op is Op.VECTOR for layer in graph.layers) else "error"
     else:
         inputs, on_unknown = graph, "error"
@@ -244,6 +245,12 @@ class Wiring:
         stored += [recipe.source for recipe in recipes if recipe.is_bias]
         return tuple(dict.fromkeys(part.name for part in stored if isinstance(part, Stored) and part.is_parameter))
 
+    def layers_of(self, parameter: str) -> tuple[Layer, ...]:
+        """The layers whose weight is this parameter; several where a module runs several times."""
+        recipes = self.structure.recipes
+        owned = [key for key, recipe in recipes.items() if getattr(recipe.source, "name", "") == parameter]
+        return tuple(layer for layer in self.graph.layers if layer.weight in owned)
+
     def modules(self, model: nn.Module) -> dict[str, nn.Module]:
         """The module of `model` that each layer runs in, by layer; layers of plain functions have their caller's."""
         found = {}
@@ -344,16 +351,3 @@ def _submodule(model: nn.Module, path: str) -> nn.Module | None:
         return model.get_submodule(path)
     except AttributeError:
         return None
-
-
-def is_zero_preserving(layer: Layer) -> bool:
-    """Whether a layer's activation maps zero to zero."""
-    from workloads.activations import parse_activation
-
-    if not layer.activation:
-        return True
-    name, arguments = parse_activation(layer.activation)
-    if name == "hardtanh":
-        low, high = (float(argument) for argument in arguments)
-        return low <= 0 <= high
-    return name not in ("sigmoid", "hardsigmoid")

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -192,15 +192,27 @@ class Layer:
     @property
     def parameters(self) -> int:
         """Numbers stored for this layer after folding."""
-        return self.weight_elements + (self.k if self.bias and self.kind is Kind.MAC else 0)
+        return self.weight_elements + self.bias_elements
+
+    @property
+    def bias_elements(self) -> int:
+        """Of a layer that multiplies: one number an output channel, if it has a bias."""
+        return self.k if self.bias and self.kind is Kind.MAC else 0
 
     @property
     def source_parameters(self) -> int:
         """Parameters of the module before batch norms were folded into it (an LSTM has two bias vectors)."""
-        if self.kind is not Kind.MAC:
-            return self.weight_elements
-        biases = (2 if self.op is Op.LSTM else 1) * self.k if self.source_bias else 0
-        return self.weight_elements + biases + 2 * self.k * self.folded_norms
+        return self.weight_elements + self.source_bias_elements + self.norm_elements
+
+    @property
+    def source_bias_elements(self) -> int:
+        """Bias numbers of the module (an LSTM has two vectors); 0 where the bias came of a folded norm."""
+        return (2 if self.op is Op.LSTM else 1) * self.bias_elements if self.source_bias else 0
+
+    @property
+    def norm_elements(self) -> int:
+        """Scales and shifts of the batch norms that were folded into it."""
+        return 2 * self.k * self.folded_norms if self.kind is Kind.MAC else 0
 
     @property
     def output_elements(self) -> int:
@@ -310,13 +322,20 @@ class LayerGraph:
 
     @property
     def parameters(self) -> int:
-        """Stored numbers; a weight that two layers share counts once."""
-        return sum(layer.parameters for layer in self._owners())
+        """Stored numbers; a weight or a bias that two layers share counts once."""
+        weights, biases = self._owners("weight"), self._owners("bias")
+        return sum(layer.weight_elements for layer in weights) + sum(layer.bias_elements for layer in biases)
 
     @property
     def source_parameters(self) -> int:
-        """Parameters of the module that was lowered, before batch-norm folding."""
-        return sum(layer.source_parameters for layer in self._owners())
+        """Parameters of the module that was lowered, before batch-norm folding.
+
+        Buffers that enter the computation (constants, scale and shift of a norm without parameters) count too: the
+        graph does not tell them apart. The slopes of a PReLU do not.
+        """
+        weights, biases = self._owners("weight"), self._owners("bias")
+        norms = sum(layer.weight_elements + layer.norm_elements for layer in weights)
+        return norms + sum(layer.source_bias_elements for layer in biases)
 
     @property
     def activation_bytes(self) -> int:
@@ -327,12 +346,12 @@ class LayerGraph:
             if layer.op not in (Op.RESHAPE, Op.CONSTANT)
         )
 
-    def _owners(self) -> list[Layer]:
-        """Layers with weights, each shared weight once."""
+    def _owners(self, array: Literal["weight", "bias"]) -> list[Layer]:
+        """Layers with such an array, each shared one once."""
         seen: dict[str, Layer] = {}
         for layer in self.layers:
-            if layer.weight:
-                seen.setdefault(layer.weight, layer)
+            if key := layer.weight if array == "weight" else layer.bias:
+                seen.setdefault(key, layer)
         return list(seen.values())
 
     def verify(self) -> LayerGraph:

@@ -31,8 +31,8 @@ same rule holds for all that its layer touches. Weights come from DRAM. Each thr
 
 Ports l1, l2, l3 are those of one core, and so is their traffic; l3 is a core's path to all beyond its L2 and may bind
 one core before dram does, which all cores share and which counts everything. The floor is the kernel's multiplications
-(Winograd's without its tile padding, a sparse kernel's non-zeros) over the FMA peak of the cores in use; transforms and
-elementwise arithmetic count as padding.
+(Winograd's without its tile padding, a sparse kernel's non-zeros) over the FMA peak of the cores in use; transforms,
+copies and activations beside them count as padding. Layers that do not multiply have no peak: what they do is useful.
 
 Known to be wrong: no frequency ramp, no throttling, no other process. One efficiency stands for all passes that a
 compiler scheduled. Caches run at the reference clock on slower cores too. Groups run one after another, batches image
@@ -322,7 +322,8 @@ def vector(s: Passes) -> None:
     elements = np.where(s.rows.is_op("max_pool", "avg_pool"), s.output, np.maximum(s.output, s.input))
     ops = np.where(s.rows.is_op("max_pool", "avg_pool"), pooled / s.output, OPS_BY_CODE[s.rows.op])
     streams = (s.read_input(), s.read_other(), s.write_output())
-    s.charge("compute", s.groups_of(4), s.vector_cycles(elements, ops), streams, launch=True)
+    cycles = s.vector_cycles(elements, ops)
+    s.charge("compute", s.groups_of(4), cycles, streams, floor=cycles, launch=True)
     s.activate()
 
 
@@ -332,7 +333,7 @@ def copy(s: Passes) -> None:
     near, far = s.read_input(), s.read_other()
     read = near._replace(size=np.minimum(near.size, out.size))
     cycles = s.vector_cycles(s.output, OPS_BY_CODE[s.rows.op])
-    s.charge("compute", s.groups_of(4), cycles, (read, far, out), launch=True)
+    s.charge("compute", s.groups_of(4), cycles, (read, far, out), floor=cycles, launch=True)
     s.activate()
 
 

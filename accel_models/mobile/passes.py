@@ -150,6 +150,7 @@ class Passes:
         streams: Iterable[Stream],
         *,
         macs: np.ndarray | float = 0.0,
+        floor: np.ndarray | float | None = None,
         loaded: np.ndarray | float = 0.0,
         loops: np.ndarray | float = 1.0,
         imbalance: np.ndarray | float = 1.0,
@@ -161,18 +162,18 @@ class Passes:
         Args:
             step: one of STEPS, not yet charged in these rows.
             streams: what moves, all iterations together.
-            macs: multiplications performed. loaded: bytes that instructions load, where more than the streams.
+            macs: multiplications performed. floor: core cycles that cannot be saved; if not given, the multiplications
+                at their peak. loaded: bytes that instructions load, where more than the streams.
             loops: parallel loops, each forked and joined. imbalance: slowest iteration over the mean one, >= 1.
             when: rows that have this pass. launch: whether the layer's own overhead is booked here.
         """
         cpu, j, a = self.cpu, STEPS.index(step), self.arrays
         tiles = np.where(when, items, 0.0) * self.copies
-        side = np.maximum(np.minimum(tiles, cpu.threads), 1)
         each = np.where(when, 1 / items, 0.0)
         overhead = (self.p.fork_join_s * loops if cpu.threads > 1 else 0.0) + (self.p.launch_s if launch else 0.0)
         a["prologue_cycles"][:, j] = overhead * self.copies * cpu.spec.clock_hz
         a["tiles"][:, j] = tiles
-        a["floor_cycles"][:, j] = macs / self.peak * cpu.ideal_cycle * each
+        a["floor_cycles"][:, j] = (macs / self.peak if floor is None else floor) * cpu.ideal_cycle * each
         a["mean_cycles"][:, j] = core_cycles * cpu.mean_cycle * each
         a["slowest_cycles"][:, j] = core_cycles * cpu.slowest_cycle * imbalance * each
         moved = bytes_by_port(streams, len(tiles))

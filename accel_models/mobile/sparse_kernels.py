@@ -70,11 +70,10 @@ def _cheapest(s: Passes, sizes: tuple[int, ...], plan: Callable[[Any, Any], Bloc
     costs = []
     for size, blocks in options:
         items, cycles, streams, imbalance = plan(size, np.minimum(blocks, s.k))
-        side = np.minimum(items, s.cpu.threads)
         share = np.ceil(items / s.cpu.threads) / items
         moved = bytes_by_port(streams, len(items))
         private = [moved[port] * share / bandwidth[port] for port in (L1, L2, L3)]
-        shared = moved[DRAM] * share * side / bandwidth[DRAM]
+        shared = moved[DRAM] / bandwidth[DRAM]
         costs.append(np.maximum.reduce([cycles * s.cpu.slowest_cycle * imbalance * share, *private, shared]))
     best = np.array(options)[choose(np.stack(costs))]
     return plan(best[:, 0], np.minimum(best[:, 1], s.k))

@@ -54,6 +54,7 @@ Letters: P, Q output height and width, K outputs, C inputs a group, R, S kernel;
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -72,9 +73,12 @@ BLOCK_LIMIT = (32, 64, 128)  # largest block: height, width, depth
 SUBKERNEL = 8  # taps in a row or column that one pass covers
 BANK_BYTES = 1024
 OUTPUT_RATES = ("unary32", "binary32", "mul32", "mul", "add_simple", "add", "max_pool", "other")
+# Counted in the estimator's lowering (ethos-u-vela 5.2.0, softmax.py and lstm.py).
 SOFTMAX_SCALARS = 22  # 32-bit operations on one number a row: the reciprocal by Newton's method
 LSTM_PASSES = 10  # elementwise passes over the hidden state a time step
-FILL_BYTES = 2.5  # flash bytes read for every padded element: zeros come from a constant, block by block
+# Fixed by the hardware (ethos-u-vela 5.2.0, weight_compressor.py).
+SCALE_BYTES = 10  # scale, shift and bias of a channel
+STREAM_BYTES = 16  # coded weights and scales are padded to multiples of this
 
 
 @dataclass(frozen=True)
@@ -162,8 +166,11 @@ class EthosU(Family):
 
         `micro_block` is (height, width, depth); `bank_granules` are for inputs and 32-bit accumulators;
         `output_cycles` by operation in the order of OUTPUT_RATES; `activation_cycles` for a table and for a ReLU.
-        `dense_value_bits`, `sparse_value_bits`: of one coded weight without and with zero runs. `standalone`: 1 for
-        networks of one operator, whose tensors are linear and whose weights arrive cold (module docstring).
+        `dense_value_bits`, `sparse_value_bits`: of one coded weight without and with zero runs; `empty_value_bits`: of
+        one among zeros only. Zero runs are left out from `dense_mode_from` on: density, and fraction that is not
+        padding. `fill_bytes`: flash bytes read for every padded element: zeros come from a constant, block by block.
+        `standalone`: 1 for networks of one operator, whose tensors are linear and whose weights arrive cold (module
+        docstring).
         """
 
         micro_block: Counts
@@ -176,6 +183,9 @@ class EthosU(Family):
         sram_burst_bytes: Count
         dense_value_bits: Positive
         sparse_value_bits: Positive
+        empty_value_bits: Positive
+        dense_mode_from: Numbers
+        fill_bytes: NotNegative
         pool_cycles_per_tap: Positive
         delay_cycles: NotNegative
         standalone: NotNegative
@@ -190,7 +200,7 @@ class EthosU(Family):
         blocked = np.flatnonzero((work.kind != NONE) & (work.kind != ELEMENTWISE))
         self._blocked(rows.take(blocked), work.take(blocked)).put_into(total, blocked)
         self._elementwise(rows, work, total)
-        floor = rows.macs / self.spec.peak_macs_per_cycle(8)
+        floor = self._floor(rows, work)
         mean = np.maximum(total.cycles, floor)
         ready = np.maximum(
             mean, np.maximum(total.sram / self._bandwidth("sram"), total.flash / self._bandwidth("flash"))
@@ -232,6 +242,20 @@ class EthosU(Family):
         tiles = across * _ceil(work.d / np.minimum(work.d, block.d))
         ahead = coded + scales * across - flash
         return Totals(*(work.repeats * value for value in (tiles, once, sram, flash, late, ahead)))
+
+    def _floor(self, rows: Columns, work: Work) -> np.ndarray:
+        """Cycles without any padding: MACs at the peak; of other work, its elements at the rate of their unit.
+
+        A mean adds inputs up in the MAC array, pooling (and a copy, which runs as one) has its own rate a tap and takes
+        four taps at least, all else waits for the output unit.
+        """
+        peak, parameters = self.spec.peak_macs_per_cycle(8), self.spec.parameters
+        output = rows.output_elements * np.where(rows.is_op("norm", "vector"), 2, 1) * work.rate
+        taps = np.maximum(work.taps_h * work.taps_w, 4) * parameters.pool_cycles_per_tap
+        pooled = np.maximum(output, rows.output_elements * taps / math.prod(parameters.micro_block))
+        softmax = rows.output_elements * self._softmax_rate()
+        kinds = [rows.is_mac, rows.is_op("mean"), rows.is_op("softmax"), work.kind == POOL, work.kind == ELEMENTWISE]
+        return np.select(kinds, [rows.macs / peak, rows.input_elements / peak, softmax, pooled, output], 0.0)
 
     def _bandwidth(self, port: str) -> float:
         return float(self.spec.memory(port).bandwidth_bytes_per_cycle)
@@ -398,7 +422,7 @@ class EthosU(Family):
         mac = rows * columns * deeper * one + edges * steps * inputs * _ceil(work.d / u_d)
         elements = (rows * h + high * u_h) * (columns * w + wide * u_w) * work.d
         blocks = _ceil(work.h / h) * _ceil(work.w / w) * _ceil(work.d / d)
-        scale = np.floor(10 * d * parameters.flash_latency_cycles / 256) * bias
+        scale = np.floor(SCALE_BYTES * d * parameters.flash_latency_cycles / 256) * bias
         out = np.maximum(np.floor(work.rate * h * w * d), scale)
         port = self._bandwidth("sram")
         read = np.minimum(work.in_h, block.in_h) * np.minimum(work.in_w, block.in_w) * in_d
@@ -466,17 +490,19 @@ class EthosU(Family):
         real = work.d * np.where(depthwise, 1, work.in_d) * taps
         density = np.where(rows.has_weights, rows.weight_density, 1.0)
         bits = self._bits_per_weight(real / stored, density)
-        coded = np.where(rows.has_weights, _up(np.ceil(stored * bits / 8), 16), 0.0)
-        return coded, np.where(rows.has_weights | rows.is_op("mean"), _up(10 * work.d, 16), 0.0)
+        coded = np.where(rows.has_weights, _up(np.ceil(stored * bits / 8), STREAM_BYTES), 0.0)
+        return coded, np.where(rows.has_weights | rows.is_op("mean"), _up(SCALE_BYTES * work.d, STREAM_BYTES), 0.0)
 
     def _bits_per_weight(self, real: np.ndarray, density: np.ndarray) -> np.ndarray:
         """Bits a stored weight; `real` is the fraction that is not padding, `density` of the real ones non-zero."""
         filled = np.clip(real * density, 0.0, 1.0)
         inside = np.clip(filled, 1e-12, 1 - 1e-12)
         entropy = -(inside * np.log2(inside) + (1 - inside) * np.log2(1 - inside))
-        runs = np.maximum(0.126, entropy + self.spec.parameters.sparse_value_bits * filled)
-        dense = self.spec.parameters.dense_value_bits
-        return np.asarray(np.where((density >= 0.75) & (real >= 0.8), dense, np.minimum(runs, dense)))
+        parameters = self.spec.parameters
+        runs = np.maximum(parameters.empty_value_bits, entropy + parameters.sparse_value_bits * filled)
+        dense = parameters.dense_value_bits
+        without_runs = (density >= parameters.dense_mode_from[0]) & (real >= parameters.dense_mode_from[1])
+        return np.asarray(np.where(without_runs, dense, np.minimum(runs, dense)))
 
     # Elementwise ------------------------------------------------------------------------------------------------
 
@@ -492,7 +518,7 @@ class EthosU(Family):
         costs = {
             "any": (np.ceil(np.maximum(work.rate, command) * stored) * passes, (2 * stored + other) * passes),
             "matmul": self._matmul(rows, rate["mul32"] + rate["other"]),
-            "softmax": self._softmax(rows, stored, rate),
+            "softmax": self._softmax(rows, stored),
         }
         for name, (cycles, sram) in costs.items():
             at = (work.kind == ELEMENTWISE) & (True if name == "any" else rows.is_op(name))
@@ -503,7 +529,7 @@ class EthosU(Family):
         )
         total.sram[:] += 3 * hidden + np.where(rows.is_op("transpose", "pixel_shuffle"), rows.output_elements, 0)
         fill = np.where(rows.is_op("pad"), np.maximum(rows.output_elements - rows.input_elements, 0), 0)
-        total.flash[:] += FILL_BYTES * fill
+        total.flash[:] += self.spec.parameters.fill_bytes * fill
 
     def _brick_padding(self, channels: np.ndarray) -> np.ndarray:
         """Stored channels over real ones, >= 1."""
@@ -522,12 +548,17 @@ class EthosU(Family):
         terms = rows.macs * self._brick_padding(rows.c)
         return terms * rate, 9 * terms + rows.output_elements
 
-    def _softmax(self, rows: Columns, stored: np.ndarray, rate: dict[str, float]) -> tuple[np.ndarray, np.ndarray]:
-        """Cycles and SRAM bytes: maximum, difference, table, sum, reciprocal of each line's sum, scaling."""
-        table = self.spec.parameters.activation_cycles[0]
+    def _softmax_rate(self) -> float:
+        """Cycles an element: maximum, difference, table, sum and scaling."""
+        rate = dict(zip(OUTPUT_RATES, self.spec.parameters.output_cycles, strict=True))
+        return float(2 + self.spec.parameters.activation_cycles[0] + 3 * rate["binary32"] + rate["other"])
+
+    def _softmax(self, rows: Columns, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Cycles and SRAM bytes: what every element takes, and the reciprocal of each line's sum."""
+        rate = dict(zip(OUTPUT_RATES, self.spec.parameters.output_cycles, strict=True))
         lines = rows.output_elements / np.maximum(rows.k, 1)
         reciprocal = SOFTMAX_SCALARS * rate["binary32"] * SPLIT_DEPTH * np.maximum(lines, 1)
-        cycles = stored * (2 + table + 3 * rate["binary32"] + rate["other"])
+        cycles = stored * self._softmax_rate()
         start = 8 * self.spec.parameters.sram_latency_cycles
         return cycles + reciprocal + start, 30 * stored + reciprocal
 

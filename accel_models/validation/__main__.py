@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from accel_models.registry import targets
-from accel_models.validation.compare import compare, store, summary
+from accel_models.validation.compare import compare, compare_as_shipped, store, summary
 
 
 def main(names: list[str]) -> None:
@@ -19,6 +19,8 @@ def main(names: list[str]) -> None:
         if bar := summary(comparisons):
             results[name] = bar
         print(f"{name}: {bar or 'no published rows'}")
+        if plain := summary(compare_as_shipped(name)):
+            print(f"{name}, layers by themselves priced as if inside a network: {plain}")
     if not names:
         store(results)
 

@@ -5,8 +5,8 @@ Each target has one CSV beside this file, `<target>.csv`:
     id, workload, overrides, metric, unit, value, kind, calibrated, source
 
 `workload` is `table:NAME` (a layer table of `workloads.tables`, optionally `@fp32`) or one layer written out,
-`layer:conv c=64 k=64 h=56 r=3 stride=1 density=0.5` ("same" padding; w = h, s = r, groups = 1, density = 1 and inputs = 1,
-the density of the input, unless given), or `layers:FILE`, one such layer a line in a text file beside the CSV.
+`layer:conv c=64 k=64 h=56 r=3 stride=1 density=0.5` ("same" padding; w = h, s = r, groups = 1, density = 1 and
+inputs = 1, the density of the input, unless given), or `layers:FILE`, one such layer a line in a text file beside it.
 `overrides` changes numbers of the spec for this row, `parameters.threads=1;clock_hz=1e9`. `metric` is cycles or
 latency. A new machine with published rows is one YAML and one CSV.
 """
@@ -14,6 +14,7 @@ latency. A new machine with published rows is one YAML and one CSV.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -28,6 +29,8 @@ from workloads.errors import ConfigError
 from workloads.graph import Layer, LayerGraph, Op
 from workloads.sparsity import WeightSparsity
 
+# Overrides that say how a layer was run rather than which machine ran it: the error without them is shown as well.
+CIRCUMSTANCES = ("parameters.standalone",)
 TO_SI = {"ms": 1e-3, "us": 1e-6, "s": 1.0, "cycle": 1.0}
 
 
@@ -81,6 +84,21 @@ def rows(name: str) -> list[Row]:
 def compare(name: str) -> list[Comparison]:
     """Every published row of a target with its prediction."""
     return [Comparison(row, _predict(name, row)) for row in rows(name)]
+
+
+def compare_as_shipped(name: str) -> list[Comparison]:
+    """The rows that were run in other circumstances than the machine file's, priced as the file has it.
+
+    [] if there are none. For an Ethos-U: networks of one operator, priced as if they stood inside a network.
+    """
+    return [Comparison(row, _predict(name, row)) for row in map(_as_shipped, rows(name)) if row is not None]
+
+
+def _as_shipped(row: Row) -> Row | None:
+    """The row without overrides of CIRCUMSTANCES; None if it has none."""
+    given = row.overrides.split(";")
+    kept = [item for item in given if item.partition("=")[0].strip() not in CIRCUMSTANCES]
+    return dataclasses.replace(row, overrides=";".join(kept)) if len(kept) < len(given) else None
 
 
 def summary(comparisons: list[Comparison]) -> ErrorBar | None:

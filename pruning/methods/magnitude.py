@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning import masks
+from pruning.filters import filter_companions, is_transposed, kept_filters
 from pruning.granularity import GRANULARITIES, mask
 from pruning.layers import prunable_weights
 from pruning.methods.base import Inputs, Pruner, register
@@ -40,11 +41,19 @@ def magnitude_masks(
     weights = {name: masks.dense_weight(model, name) for name in names}
     if scope == "layer":
         shares = dict(density) if isinstance(density, Mapping) else dict.fromkeys(names, density)
-        return {name: mask(weight, shares[name], granularity) for name, weight in weights.items() if name in shares}
+        return {name: _mask(model, name, share, granularity) for name, share in shares.items() if name in weights}
     assert not isinstance(density, Mapping)
     ranked = torch.cat([weight.flatten() for weight in weights.values()])
     parts = mask(ranked[None], density, "weight")[0].split([weight.numel() for weight in weights.values()])
     return {name: part.view(weights[name].shape) for name, part in zip(weights, parts, strict=True)}
+
+
+def _mask(model: nn.Module, name: str, density: float, granularity: str) -> Tensor:
+    """Filters of a transposed convolution lie on the second axis of its weight."""
+    weight = masks.dense_weight(model, name)
+    if not is_transposed(model, name):
+        return mask(weight, density, granularity)
+    return mask(weight.transpose(0, 1), density, granularity).transpose(0, 1)
 
 
 def check_scope(density: Densities, granularity: str, scope: str) -> None:
@@ -105,9 +114,16 @@ class _Magnitude(Pruner):
         self.granularity, self.scope = granularity, scope
         if not self.names:
             raise PlanError(f"nothing to prune: all {len(order)} layers with weights are kept dense; prune_first=True?")
+        is_filter = granularity == "filter"
+        self.companions = filter_companions(self.model, example_inputs, self.names) if is_filter else {}
 
     def masks_at(self, density: Densities) -> dict[str, Tensor]:
-        return magnitude_masks(self.model, self.names, density, self.granularity, self.scope)
+        """The masks of a density, of biases and batch norms too where whole filters go."""
+        found = magnitude_masks(self.model, self.names, density, self.granularity, self.scope)
+        for name, others in self.companions.items():
+            kept = kept_filters(found[name], is_transposed(self.model, name))
+            found |= {other: kept for other in others}
+        return found
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
@@ -125,6 +141,7 @@ class OneShotMagnitude(_Magnitude):
         {"density": 0.3},
         {"density": 0.5, "scope": "global", "prune_first": True, "prune_last": True},
         {"density": 0.5, "granularity": "kernel"},
+        {"density": {"conv1": 0.25}, "granularity": "filter"},
     )
 
     def __init__(self, model: nn.Module, example_inputs: Inputs, total_steps: int = 1, **options: Any) -> None:
@@ -177,7 +194,8 @@ class GradualMagnitude(_Magnitude):
         self.schedules = {
             name: CubicSchedule(1 - share, first, last, every) for name, share in by_name.items() if share < 1
         }
-        start = {name: torch.ones_like(masks.dense_weight(self.model, name), dtype=torch.bool) for name in self.names}
+        names = (*self.names, *(other for others in self.companions.values() for other in others))
+        start = {name: torch.ones_like(masks.dense_weight(self.model, name), dtype=torch.bool) for name in names}
         masks.attach(self.model, start)
 
     def after_step(self) -> None:

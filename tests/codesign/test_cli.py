@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -132,9 +133,35 @@ def graph_file(folder: Path, old: str, new: str) -> Path:
     return broken(folder, "mine.json", text.replace(old, new, 1))
 
 
+OWN_MODEL = """import torch
+def net(): return torch.nn.Conv2d(3, 8, 3)
+def broken(): raise ValueError("my own mistake")
+"""
+
+
+def other(folder: Path) -> Path:
+    save_file({key: value.contiguous() for key, value in build("lenet5").state_dict().items()}, folder / "o.safetensors")
+    return folder / "o.safetensors"
+
+
+def plan_file(folder: Path) -> Path:
+    """A plan for digits_cnn."""
+    from pruning.plan import make_plan
+    from workloads.channels import analyze
+    from workloads.lowering import lower
+    from workloads.models import example_input
+
+    analysis = analyze(lower(build("digits_cnn"), example_input("digits_cnn")))
+    sizes = {group.name: group.size for group in analysis.groups if group.prunable}
+    name = next(iter(sizes))
+    plan = make_plan("digits_cnn", analysis, {name: sizes[name] // 2}, {name: tuple(range(sizes[name]))})
+    plan.save(folder / "plan.json")
+    return folder / "plan.json"
+
+
 def own_model(folder: Path) -> str:
     """A user's module with a function that makes a convolution of three channels; its folder is on the path."""
-    return broken(folder, "my_own_net.py", "import torch\ndef net(): return torch.nn.Conv2d(3, 8, 3)\n").stem
+    return broken(folder, "my_own_net.py", OWN_MODEL).stem
 
 
 BAD = {
@@ -172,6 +199,31 @@ BAD = {
         lambda f: ["lower", f"{own_model(f)}:net", "--input", "1,5,9,9"], "1, 5, 9, 9",
     ),
     "input not numbers": (lambda f: ["lower", "os:getcwd", "--input", "a,b"], "must be integers with commas"),
+    "input below 1": (lambda f: ["lower", f"{own_model(f)}:net", "--input", "1,3,-9,9"], "sizes must be at least 1"),
+    "input without a sample": (lambda f: ["lower", f"{own_model(f)}:net", "--input", "0,3,9,9"], "sizes must be at least 1"),
+    "input beyond memory": (
+        lambda f: ["lower", f"{own_model(f)}:net", "--input", f"{10**18},3,9,9"], "numbers together",
+    ),
+    "own function raises": (
+        lambda f: ["lower", f"{own_model(f)}:broken", "--input", "1,3,9,9"], "broken() raised ValueError: my own mistake",
+    ),
+    "no module name": (lambda f: ["lower", ":net", "--input", "1,3,9,9"], ":net: cannot be imported"),
+    "images of another shape": (
+        lambda f: ["train", "lenet5", "--data", "digits", "--out", f / "w.safetensors"],
+        "its images are 1x8x8, lenet5 takes 1x28x28",
+    ),
+    "prune images of another shape": (
+        lambda f: ["prune", "lenet5", "--weights", other(f), "--data", "digits", "--out", f / "o"], "lenet5 takes 1x28x28",
+    ),
+    "prune untrained": (lambda f: ["prune", "digits_cnn", "--data", "digits", "--out", f / "o"], "is untrained; give --weights"),
+    "target twice": (
+        lambda f: ["prune", "digits_cnn", "--data", "digits", "--target", "ideal", "--target", "ideal", "--out", f / "o"],
+        "a machine is given twice",
+    ),
+    "validate unknown": (lambda f: ["validate", "idael"], "did you mean 'ideal'?"),
+    "another model's plan": (
+        lambda f: ["simulate", "lenet5", "--plan", plan_file(f), "--target", "ideal"], "plan.json: not a plan for lenet5",
+    ),
     "not a module": (lambda f: ["lower", "os:getcwd", "--input", "1,2"], "must return a torch.nn.Module"),
     "no such function": (lambda f: ["lower", "os:nothing", "--input", "1,2"], "cannot be imported"),
     "set without number": (lambda f: ["simulate", "lenet5", "--target", "ideal", "--set", "clock_hz"], "must be path=number"),
@@ -230,7 +282,17 @@ def test_impossible_budget_says_what_can_be_reached(monkeypatch, capsys, tmp_pat
         "latency=0.001x", "--weights", good(tmp_path), "--images", 20, "--out", tmp_path / "o",
     )  # fmt: skip
     assert code == 2
-    assert "latency can reach" in err
+    assert re.search(r"latency can reach [\d.]+ [mun]?s at the least, the budget is [\d.]+ [mun]?s", err), err
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**32), "99999999999999999999999"])
+def test_seeds_that_no_generator_takes(seed, monkeypatch, capsys, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    code, _, err = run(
+        monkeypatch, capsys, "train", "digits_cnn", "--data", "digits", "--seed", seed, "--out", tmp_path / "w.safetensors"
+    )
+    assert code == 2
+    assert "--seed" in err
+    assert not list(tmp_path.iterdir())
 
 
 def test_unwritable_folder(monkeypatch, capsys, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

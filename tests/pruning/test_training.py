@@ -234,6 +234,7 @@ class TestResume:
         ({"lr": 0.0}, "lr 0.0, must be a finite number above 0"),
         ({"lr": float("nan")}, "lr nan"),
         ({"warmup": 1.0}, "warmup 1.0"),
+        ({"weight_decay": -0.1}, "weight_decay -0.1"),
         ({"precision": "fp8"}, "unknown precision 'fp8'"),
         ({"device": "gpu"}, "device 'gpu' cannot be used"),
         ({"lr": 1e30, "precision": "fp32"}, "training loss is .*; lower lr"),

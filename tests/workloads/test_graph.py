@@ -78,6 +78,10 @@ def test_a_weight_that_two_layers_share_counts_once() -> None:
     b = conv(a, 4, (1, 1), name="b", weight="shared")
     assert graph(x, a, b).parameters == 16
     assert graph(x, a, b).macs == 2 * 256
+    own = [conv(x, 4, (1, 1), name=n, weight="shared", bias=f"{n}.bias", source_bias=True) for n in ("c", "d")]
+    assert graph(x, *own).parameters == graph(x, *own).source_parameters == 16 + 2 * 4  # each has its own bias
+    bare = conv(x, 4, (1, 1), name="e", weight="shared")
+    assert graph(x, bare, own[0]).parameters == graph(x, bare, own[0]).source_parameters == 16 + 4
 
 
 def test_parameters_of_norms() -> None:

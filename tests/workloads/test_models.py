@@ -254,6 +254,11 @@ class TestWeights:
         )
         assert [path.name for path in (tmp_path / "new").iterdir()] == ["w.safetensors"]
 
+    def test_others_may_read_the_file_as_any_other_file(self, tmp_path):
+        (tmp_path / "plain").touch()
+        save_weights(build("lenet5"), tmp_path / "w.safetensors")
+        assert (tmp_path / "w.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
     def test_half_floats_are_cast_and_counters_may_be_absent(self, tmp_path):
         model = build("digits_cnn", seed=2)
         stored = {key: t.half() for key, t in model.state_dict().items() if "num_batches" not in key}

@@ -9,7 +9,7 @@ import pytest
 
 from accel_models.pricing import Target, replace_spec
 from accel_models.registry import target
-from accel_models.result import Prices
+from accel_models.result import BOUNDS, Prices
 from accel_models.validation.compare import compare, layers_columns
 from workloads.columns import Columns
 from workloads.graph import OP_CODES, Op
@@ -78,6 +78,9 @@ def test_an_add_by_hand(u55: Target) -> None:
     prices = u55.price(elementwise("add", 64, 28))
     assert prices.cycles[0] == 0.75 * 28 * 28 * 64
     assert prices.traffic_bytes[0, 0] == 3 * 28 * 28 * 64
+    assert prices.useful_cycles[0] == prices.cycles[0]  # no padding: work of the output unit
+    assert BOUNDS[prices.bound[0]] == "compute"
+    assert u55.price(elementwise("add", 20, 28)).useful_cycles[0] == 0.75 * 28 * 28 * 20
     assert u55.price(elementwise("add", 20, 28)).cycles[0] == u55.price(elementwise("add", 32, 28)).cycles[0]
 
 
@@ -159,6 +162,14 @@ def test_copies_cost_their_bytes(u55: Target) -> None:
     # 16 * 16 * 16 zeros are read from flash, 2.5 bytes each.
     assert u55.price(padded).traffic_bytes[0, 1] == 2.5 * 16 * 16 * 16
     assert u55.price(elementwise("transpose", 64, 28)).cycles[0] >= 3 * 28 * 28 * 64 / 8
+
+
+@pytest.mark.parametrize(("op", "cycles"), [("add", 0.75), ("max_pool", 0.5), ("concat", 0.5), ("mul", 0.375)])
+def test_elementwise_work_is_useful_at_its_rate(u55: Target, op: str, cycles: float) -> None:
+    """Cycles an element; full bricks leave little else than the start of a block."""
+    prices = u55.price(elementwise(op, 64, 28))
+    assert prices.useful_cycles[0] == cycles * 28 * 28 * 64
+    assert prices.useful_cycles[0] > 0.95 * (prices.cycles[0] - prices.memory_cycles[0])
 
 
 def test_a_slower_flash_binds_sooner(u55: Target) -> None:

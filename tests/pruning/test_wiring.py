@@ -1,0 +1,94 @@
+"""Wiring: from arrays of the layer graph to a module's own parameters and buffers."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pruning.wiring import PRODUCED, READ, STATISTIC, wire
+from tests.pruning.networks import NETWORKS, example, network
+from workloads.channels import analyze
+from workloads.errors import PlanError
+from workloads.lowering import lower
+
+
+def test_a_folded_batch_norm_is_cut_with_its_convolution():
+    wiring = wire(network("Chain"), example())
+    found = {(cut.tensor, cut.axis): cut.role for cut in wiring.cuts("conv1")}
+    assert found == {
+        ("conv1.weight", 0): PRODUCED,
+        ("bn1.weight", 0): PRODUCED,
+        ("bn1.bias", 0): PRODUCED,
+        ("bn1.running_mean", 0): PRODUCED,
+        ("bn1.running_var", 0): STATISTIC,
+        ("conv2.weight", 1): READ,
+    }
+
+
+def test_flattened_channels_are_read_by_blocks_of_columns():
+    wiring = wire(network("Flattened"), example())
+    (cut,) = (cut for cut in wiring.cuts("conv") if cut.tensor == "fc1.weight")
+    assert (cut.axis, len(cut.index)) == (1, 54)
+    assert np.array_equal(cut.unit, np.repeat(np.arange(6), 9))
+
+
+def test_an_lstm_is_stored_in_four_tensors():
+    wiring = wire(network("Recurrent"), example())
+    cuts = {cut.tensor: (cut.axis, len(cut.index)) for cut in wiring.cuts(wiring.prunable[1]) if cut.role == PRODUCED}
+    assert cuts == {f"lstm.{part}_l0": (0, 28) for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_masks_zero_whole_units_and_nothing_else(name):
+    model = network(name)
+    wiring = wire(model, example())
+    for group in wiring.prunable:
+        size = wiring.analysis.group(group).size
+        kept = {group: np.arange(1, size)}
+        found = wiring.masks(model, kept)
+        assert found
+        for parameter, mask in found.items():
+            cuts = [cut for cut in wiring.cuts(group) if cut.tensor == parameter]
+            wanted = torch.ones_like(mask)
+            for cut in cuts:
+                wanted.transpose(0, cut.axis)[torch.from_numpy(cut.index[cut.unit == 0])] = False
+            assert torch.equal(mask, wanted)
+
+
+def test_layers_and_their_parameters():
+    wiring = wire(network("Shared"), example())
+    assert wiring.weight_of("twice") == wiring.weight_of("twice#2") == "twice.weight"
+    assert [layer.name for layer in wiring.layers_of("twice.weight")] == ["twice", "twice#2"]
+    assert wire(network("Chain"), example()).companions("conv1") == ("bn1.weight", "bn1.bias")
+    assert wire(network("Chain"), example()).companions("conv3") == ("conv3.bias",)
+    with pytest.raises(PlanError, match="unknown layer with weights 'stam'; did you mean 'stem'"):
+        wiring.weight_of("stam")
+
+
+def test_a_computed_weight_carries_no_mask():
+    model = network("Chain")
+    model.conv2 = nn.utils.parametrizations.weight_norm(model.conv2)
+    wiring = wire(model, example())
+    (name,) = (layer.name for layer in wiring.graph.layers if layer.name.startswith("conv2"))
+    with pytest.raises(PlanError, match="is computed, not a parameter, so it cannot carry a mask"):
+        wiring.weight_of(name)
+
+
+def test_graph_and_analysis_can_be_given():
+    model = network("Residual")
+    graph = lower(model, example())
+    analysis = analyze(graph, keep=("stem",))
+    assert wire(model, graph).graph is graph
+    assert wire(model, analysis).analysis is analysis
+    assert wire(model, analysis).prunable == ("inner.0", "inner.1")
+    with pytest.raises(PlanError, match="was not made from this Chain"):
+        wire(network("Chain"), graph)
+
+
+def test_arrays_are_those_of_now():
+    model = network("Chain")
+    wiring = wire(model, example())
+    before = wiring.arrays(model)["conv1.weight"]
+    with torch.no_grad():
+        model.bn1.weight.mul_(2)
+    np.testing.assert_allclose(wiring.arrays(model)["conv1.weight"], 2 * before, rtol=1e-6)
