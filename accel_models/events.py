@@ -7,9 +7,9 @@ Every step of a row becomes a few processes that share what the machine has:
     streams     one a port that overlaps: move the wave's bytes beside its computation
 
 A wave is the tiles that run side by side; a wave ends when computation and streams are done, which frees its buffers.
-Steps and rows follow one another. The engine reads `Steps` only, never the closed form's latency. Where tiles fill
-their waves both agree to rounding; where the last wave is not full the closed form charges it as if it were, so it may
-be longer. Order of events is (time, priority, sequence number), SimPy's own, so ties are never accidental.
+Steps and rows follow one another. The engine reads `Steps` only, never the closed form's latency. Both agree
+to rounding, also where the last wave is not full. Order of events is (time, priority, sequence number), SimPy's own,
+so ties are never accidental.
 """
 
 from __future__ import annotations

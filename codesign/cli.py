@@ -25,7 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Prune a network for the hardware that runs it: price a PyTorch model on simulated machines, search pruning "
     "choices under a budget, fine-tune the pick and report.\n\nStart with [bold]codesign demo[/bold].",
-    epilog="A model is a name of `codesign models`, a layer graph (.json), or package.module:function. "
+    epilog="A model is a name of `codesign models`; lower and simulate also take a layer graph (.json) or "
+    "package.module:function. "
     "A target is a name of `codesign targets`, or a .yaml file.",
 )
 

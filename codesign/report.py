@@ -138,7 +138,7 @@ def _notes(config: SearchConfig, stored: Mapping[str, Any], front: Front) -> tup
     metric, dense = front.metric, stored["dense_costs"][front.metric]
     table, final = stored["table_cost"] / dense, stored["costs"][metric] / dense
     notes = [
-        f"The search's price table said {table:.3f}x for the pick's {metric}; on the real pruned graph it is {final:.3f}x.",
+        f"The search's price table said {table:.3f}x for the pick's {metric}; the real pruned graph has {final:.3f}x.",
         what_binds(SimulationResult.from_dict(stored["pruned"])),
     ]
     if config.weights is None:

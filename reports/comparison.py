@@ -121,7 +121,7 @@ class Comparison(Record):
 
     @property
     def untouched_share(self) -> float:
-        """Share of the time before that lies in layers from which nothing was removed: it could not shrink."""
+        """Share of the time before that lies in layers from which nothing was removed, so it did not shrink."""
         return self._share(lambda change: not change.has_shrunk)
 
     @property

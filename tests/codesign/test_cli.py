@@ -140,7 +140,9 @@ def broken(): raise ValueError("my own mistake")
 
 
 def other(folder: Path) -> Path:
-    save_file({key: value.contiguous() for key, value in build("lenet5").state_dict().items()}, folder / "o.safetensors")
+    save_file(
+        {key: value.contiguous() for key, value in build("lenet5").state_dict().items()}, folder / "o.safetensors"
+    )
     return folder / "o.safetensors"
 
 
@@ -167,24 +169,44 @@ def own_model(folder: Path) -> str:
 BAD = {
     "unknown target": (lambda f: ["simulate", "lenet5", "--target", "etos_u55_256"], "did you mean 'ethos_u55_256'?"),
     "unknown model": (lambda f: ["lower", "resnet21"], "unknown model 'resnet21'"),
-    "unknown data": (lambda f: ["search", "lenet5", "--data", "minst", *BUDGET, "--out", f / "o"], "unknown data set 'minst'"),
+    "unknown data": (
+        lambda f: ["search", "lenet5", "--data", "minst", *BUDGET, "--out", f / "o"],
+        "unknown data set 'minst'",
+    ),
     "missing file": (lambda f: ["simulate", f / "no.json", "--target", "ideal"], "no.json"),
-    "yaml syntax": (lambda f: ["simulate", "lenet5", "--target", broken(f, "m.yaml", "a: [1")], "m.yaml: cannot be read"),
-    "yaml not a mapping": (lambda f: ["simulate", "lenet5", "--target", broken(f, "m.yaml", "- 1")], "must be a mapping"),
+    "yaml syntax": (
+        lambda f: ["simulate", "lenet5", "--target", broken(f, "m.yaml", "a: [1")],
+        "m.yaml: cannot be read",
+    ),
+    "yaml not a mapping": (
+        lambda f: ["simulate", "lenet5", "--target", broken(f, "m.yaml", "- 1")],
+        "must be a mapping",
+    ),
     "yaml value": (
         lambda f: ["simulate", "lenet5", "--target", machine_file(f, "value: 500.0e6", "value: 0")],
         "clock_hz: 0, input should be greater than 0",
     ),
     "yaml source": (
-        lambda f: ["simulate", "lenet5", "--target", machine_file(f, "500.0e6, source: ethos_u55_256", "5e8, source: me")],
+        lambda f: [
+            "simulate",
+            "lenet5",
+            "--target",
+            machine_file(f, "500.0e6, source: ethos_u55_256", "5e8, source: me"),
+        ],
         "clock_hz: source 'me' is neither a key of 'sources'",
     ),
     "yaml unknown key": (
         lambda f: ["simulate", "lenet5", "--target", machine_file(f, "weight_memory:", "colour: red\nweight_memory:")],
         "colour: 'red', extra inputs are not permitted",
     ),
-    "json syntax": (lambda f: ["simulate", broken(f, "g.json", "{"), "--target", "ideal"], "cannot be read as a layer graph"),
-    "json of something else": (lambda f: ["simulate", broken(f, "g.json", "[]"), "--target", "ideal"], "not a layer graph"),
+    "json syntax": (
+        lambda f: ["simulate", broken(f, "g.json", "{"), "--target", "ideal"],
+        "cannot be read as a layer graph",
+    ),
+    "json of something else": (
+        lambda f: ["simulate", broken(f, "g.json", "[]"), "--target", "ideal"],
+        "not a layer graph",
+    ),
     "json unknown op": (
         lambda f: ["simulate", graph_file(f, '"max_pool"', '"min_pool"'), "--target", "ideal"],
         "op 'min_pool' is unknown",
@@ -193,19 +215,28 @@ BAD = {
     "pickle": (lambda f: ["lower", "digits_cnn", "--weights", pickle_bomb(f)], "a pickle, which can run code"),
     "truncated": (lambda f: ["lower", "digits_cnn", "--weights", truncated(f)], "not a whole safetensors file"),
     "NaN weights": (lambda f: ["lower", "digits_cnn", "--weights", nan_weights(f)], "NaN or infinite"),
-    "other model's weights": (lambda f: ["lower", "lenet5", "--weights", truncated(f).with_name("whole.safetensors")], "whole.safetensors"),
+    "other model's weights": (
+        lambda f: ["lower", "lenet5", "--weights", truncated(f).with_name("whole.safetensors")],
+        "whole.safetensors",
+    ),
     "no weights file": (lambda f: ["lower", "lenet5", "--weights", f / "none.safetensors"], "cannot be read"),
     "wrong input shape": (
-        lambda f: ["lower", f"{own_model(f)}:net", "--input", "1,5,9,9"], "1, 5, 9, 9",
+        lambda f: ["lower", f"{own_model(f)}:net", "--input", "1,5,9,9"],
+        "1, 5, 9, 9",
     ),
     "input not numbers": (lambda f: ["lower", "os:getcwd", "--input", "a,b"], "must be integers with commas"),
     "input below 1": (lambda f: ["lower", f"{own_model(f)}:net", "--input", "1,3,-9,9"], "sizes must be at least 1"),
-    "input without a sample": (lambda f: ["lower", f"{own_model(f)}:net", "--input", "0,3,9,9"], "sizes must be at least 1"),
+    "input without a sample": (
+        lambda f: ["lower", f"{own_model(f)}:net", "--input", "0,3,9,9"],
+        "sizes must be at least 1",
+    ),
     "input beyond memory": (
-        lambda f: ["lower", f"{own_model(f)}:net", "--input", f"{10**18},3,9,9"], "numbers together",
+        lambda f: ["lower", f"{own_model(f)}:net", "--input", f"{10**18},3,9,9"],
+        "numbers together",
     ),
     "own function raises": (
-        lambda f: ["lower", f"{own_model(f)}:broken", "--input", "1,3,9,9"], "broken() raised ValueError: my own mistake",
+        lambda f: ["lower", f"{own_model(f)}:broken", "--input", "1,3,9,9"],
+        "broken() raised ValueError: my own mistake",
     ),
     "no module name": (lambda f: ["lower", ":net", "--input", "1,3,9,9"], ":net: cannot be imported"),
     "images of another shape": (
@@ -213,24 +244,54 @@ BAD = {
         "its images are 1x8x8, lenet5 takes 1x28x28",
     ),
     "prune images of another shape": (
-        lambda f: ["prune", "lenet5", "--weights", other(f), "--data", "digits", "--out", f / "o"], "lenet5 takes 1x28x28",
+        lambda f: ["prune", "lenet5", "--weights", other(f), "--data", "digits", "--out", f / "o"],
+        "lenet5 takes 1x28x28",
     ),
-    "prune untrained": (lambda f: ["prune", "digits_cnn", "--data", "digits", "--out", f / "o"], "is untrained; give --weights"),
+    "prune untrained": (
+        lambda f: ["prune", "digits_cnn", "--data", "digits", "--out", f / "o"],
+        "is untrained; give --weights",
+    ),
     "target twice": (
-        lambda f: ["prune", "digits_cnn", "--data", "digits", "--target", "ideal", "--target", "ideal", "--out", f / "o"],
+        lambda f: [
+            "prune",
+            "digits_cnn",
+            "--data",
+            "digits",
+            "--target",
+            "ideal",
+            "--target",
+            "ideal",
+            "--out",
+            f / "o",
+        ],
         "a machine is given twice",
     ),
     "validate unknown": (lambda f: ["validate", "idael"], "did you mean 'ideal'?"),
     "another model's plan": (
-        lambda f: ["simulate", "lenet5", "--plan", plan_file(f), "--target", "ideal"], "plan.json: not a plan for lenet5",
+        lambda f: ["simulate", "lenet5", "--plan", plan_file(f), "--target", "ideal"],
+        "plan.json: not a plan for lenet5",
     ),
     "not a module": (lambda f: ["lower", "os:getcwd", "--input", "1,2"], "must return a torch.nn.Module"),
     "no such function": (lambda f: ["lower", "os:nothing", "--input", "1,2"], "cannot be imported"),
-    "set without number": (lambda f: ["simulate", "lenet5", "--target", "ideal", "--set", "clock_hz"], "must be path=number"),
+    "set without number": (
+        lambda f: ["simulate", "lenet5", "--target", "ideal", "--set", "clock_hz"],
+        "must be path=number",
+    ),
     "set unknown path": (lambda f: ["simulate", "lenet5", "--target", "ideal", "--set", "clock=1"], "no field 'clock'"),
     "set impossible": (lambda f: ["simulate", "lenet5", "--target", "ideal", "--set", "clock_hz=-1"], "clock_hz"),
     "budget text": (
-        lambda f: ["search", "digits_cnn", "--data", "digits", "--target", "ideal", "--budget", "speed=2", "--out", f / "o"],
+        lambda f: [
+            "search",
+            "digits_cnn",
+            "--data",
+            "digits",
+            "--target",
+            "ideal",
+            "--budget",
+            "speed=2",
+            "--out",
+            f / "o",
+        ],
         "metric 'speed' is unknown",
     ),
     "density": (
@@ -238,16 +299,42 @@ BAD = {
         "must be above 0 and at most 1",
     ),
     "keep": (
-        lambda f: ["search", "digits_cnn", "--data", "digits", *BUDGET, "--weights", good(f), "--keep", "x", "--out", f / "o"],
+        lambda f: [
+            "search",
+            "digits_cnn",
+            "--data",
+            "digits",
+            *BUDGET,
+            "--weights",
+            good(f),
+            "--keep",
+            "x",
+            "--out",
+            f / "o",
+        ],
         "no such channel group",
     ),
     "not a study": (lambda f: ["report", f], "config.json"),
-    "train output": (lambda f: ["train", "digits_cnn", "--data", "digits", "--out", f / "x.pt"], "must end in .safetensors"),
+    "train output": (
+        lambda f: ["train", "digits_cnn", "--data", "digits", "--out", f / "x.pt"],
+        "must end in .safetensors",
+    ),
     "method": (
-        lambda f: ["prune", "digits_cnn", "--data", "digits", "--method", "magic", "--target", "ideal", "--out", f / "o"],
+        lambda f: [
+            "prune",
+            "digits_cnn",
+            "--data",
+            "digits",
+            "--method",
+            "magic",
+            "--target",
+            "ideal",
+            "--out",
+            f / "o",
+        ],
         "unknown pruning method 'magic'",
     ),
-}  # fmt: skip
+}
 
 
 def good(folder: Path) -> Path:
@@ -288,7 +375,16 @@ def test_impossible_budget_says_what_can_be_reached(monkeypatch, capsys, tmp_pat
 @pytest.mark.parametrize("seed", ["-1", str(2**32), "99999999999999999999999"])
 def test_seeds_that_no_generator_takes(seed, monkeypatch, capsys, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     code, _, err = run(
-        monkeypatch, capsys, "train", "digits_cnn", "--data", "digits", "--seed", seed, "--out", tmp_path / "w.safetensors"
+        monkeypatch,
+        capsys,
+        "train",
+        "digits_cnn",
+        "--data",
+        "digits",
+        "--seed",
+        seed,
+        "--out",
+        tmp_path / "w.safetensors",
     )
     assert code == 2
     assert "--seed" in err

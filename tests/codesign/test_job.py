@@ -22,9 +22,10 @@ import workloads.data
 from accel_models import target, targets
 from codesign.costs import graph_costs
 from codesign.job import Job, Outcome, SearchConfig, check, load_outcome, run, write_study_report
+from codesign.show import console
 from codesign.solve import solve
 from codesign.space import price_table
-from codesign.study import Study
+from codesign.study import Study, write_json
 from pruning import checkpoint, training
 from pruning.evaluation import accuracy, recalibrate
 from pruning.plan import PruningPlan
@@ -191,6 +192,69 @@ class TestWholeRun:
         assert same_weights(again.model, finished.model)
 
 
+class TestPick:
+    """Of several candidates the most accurate of those that really keep the budget."""
+
+    @pytest.fixture
+    def job(self, finished: Outcome, trained: Path, tmp_path: Path) -> Job:
+        """A search that is finished but for the pick."""
+        folder = copy_of(finished.folder, tmp_path)
+        forget(folder, "pick", "plan")
+        return prepared(config_of(trained, measured=3), folder, resumes=config_of(trained))
+
+    def pick(
+        self, job: Job, monkeypatch: pytest.MonkeyPatch, accuracies: list[float], latencies: list[float]
+    ) -> dict[str, Any]:
+        """The pick where candidates have these accuracies and shares of the dense latency, in their order."""
+        answers = iter([*accuracies, 0.5])  # the last is the dense network's
+        costs = iter(latencies)
+
+        def priced_as(*_: object) -> dict[str, float]:
+            return {**job.dense_costs, "latency": next(costs) * job.dense_costs["latency"]}
+
+        assert job.budgets["latency"] == 0.6 * job.dense_costs["latency"]  # before prices are replaced
+        monkeypatch.setattr("pruning.evaluation.accuracy", lambda *_: next(answers))
+        monkeypatch.setattr("codesign.job.graph_costs", priced_as)
+        _, plan = job._pick(job.front)
+        found = dict(result_of(job.study.folder, "pick"))
+        assert plan == PruningPlan.load(job.study.path("plan")) == job.plan(found["choice"])
+        return found
+
+    @pytest.mark.parametrize("best", [0, 1, 2])
+    def test_the_most_accurate(self, job: Job, monkeypatch: pytest.MonkeyPatch, best: int) -> None:
+        accuracies = [0.3, 0.3, 0.3]
+        accuracies[best] = 0.7
+        found = self.pick(job, monkeypatch, accuracies, [0.5, 0.5, 0.5])
+        assert len(found["measured"]) == 3
+        assert found["choice"] == found["measured"][best]["choice"]
+        assert (found["pick_heldout"], found["dense_heldout"]) == (0.7, 0.5)
+
+    def test_candidates_that_turn_out_too_dear_do_not_count(self, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+        found = self.pick(job, monkeypatch, [0.9, 0.3, 0.9, 0.4, 0.2], [0.7, 0.5, 0.61, 0.59, 0.6])
+        assert [item["feasible"] for item in found["measured"]] == [False, True, False, True, True]
+        assert found["choice"] == found["measured"][3]["choice"]
+
+    def test_none_that_keeps_the_budget(self, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(PlanError, match=r"no candidate keeps the budget .* latency reaches .*; raise the budget"):
+            self.pick(job, monkeypatch, [0.9] * 20, [0.61] * 20)
+        assert not job.study.has("pick")
+        assert not job.study.has("plan")
+
+    def test_candidates_are_distinct_feasible_and_the_exact_one_first(self, job: Job) -> None:
+        choices = [tuple(int(i) for i in choice) for choice in job._candidates(job.front)]
+        assert choices[0] == job.front.exact.choices
+        assert len(set(choices)) == len(choices) == 1 + 4 * 3
+        rows = [job.front.choices.tolist().index(list(choice)) for choice in choices]
+        assert job.front.feasible[rows].all()
+        assert (np.diff(job.front.loss[rows[1:]]) >= 0).all()
+
+
+def forget(folder: Path, *names: str) -> None:
+    """Take back finished phases."""
+    for name in names:
+        (folder / f"{name}.json").unlink()
+
+
 def copy_of(folder: Path, into: Path) -> Path:
     """A finished study that a test may change."""
     return Path(shutil.copytree(folder, into / "copy"))
@@ -218,6 +282,16 @@ class TestSameSeed:
         front = job._search(job._sensitivity())
         assert not np.array_equal(front.choices, result_of(finished.folder, "front")["choices"])
 
+    def test_another_seed_tunes_otherwise(self, finished: Outcome, trained: Path, tmp_path: Path) -> None:
+        folder = copy_of(finished.folder, tmp_path)
+        forget(folder, "finetune", "test", "result")
+        (folder / "training.pt").unlink()
+        changed = config_of(trained, seed=1)
+        write_json(folder / "config.json", changed.to_dict())
+        again = run(changed, folder, device="cpu")
+        assert again.plan == finished.plan
+        assert not same_weights(again.model, finished.model)
+
     @pytest.mark.slow
     def test_another_process_with_another_hash_seed(self, finished: Outcome, trained: Path, tmp_path: Path) -> None:
         code = (
@@ -237,10 +311,9 @@ class TestSameSeed:
             assert result_of(folder, phase) == result_of(other, phase), phase
 
 
-def prepared(config: SearchConfig, folder: Path) -> Job:
-    from codesign.show import console
-
-    return Job(config, Study.create(folder, config.to_dict()), "cpu", console())
+def prepared(config: SearchConfig, folder: Path, resumes: SearchConfig | None = None) -> Job:
+    """A job before its first phase, or in the folder of another configuration."""
+    return Job(config, Study.create(folder, (resumes or config).to_dict()), "cpu", console())
 
 
 class CrashError(Exception):

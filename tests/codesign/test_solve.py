@@ -60,6 +60,30 @@ def test_equals_brute_force_under_two_budgets(seed: int, share: float) -> None:
     assert all(found.cost[name] <= budget * (1 + 1e-9) for name, budget in budgets.items())
 
 
+def test_factors_of_three_variables_equal_brute_force() -> None:
+    """Table 41 is one on which HiGHS's presolve loses the optimum and still proves a gap of 0."""
+    rng = np.random.default_rng(0)
+    for _ in range(42):
+        options = tuple(int(n) for n in rng.integers(2, 5, 5))
+        factors = []
+        for _ in range(6):
+            touching = tuple(sorted(rng.choice(5, rng.integers(1, 4), replace=False).tolist()))
+            shape = [options[v] for v in touching]
+            factors.append(Factor(touching, {"latency": rng.random(shape) * 1e-3, "energy": rng.random(shape) * 1e-6}))
+        loss = tuple(np.sort(rng.random(n)) for n in options)
+        table = PriceTable(tuple("abcde"), options, loss, {"latency": 1e-4, "energy": 0.0}, tuple(factors))
+        costs = table.cost(np.indices(options).reshape(5, -1).T)
+        share = rng.uniform(0.02, 0.6)
+        budgets = {
+            "latency": 1.0005 * np.quantile(costs["latency"], share),
+            "energy": np.quantile(costs["energy"], 0.5),
+        }
+        best = brute_force(table, budgets)
+        if best is not None:
+            wanted = float(table.expected_loss(np.array([best]))[0])
+            assert solve(table, budgets).loss == pytest.approx(wanted, rel=1e-5)
+
+
 def test_tiny_units_do_not_confuse_the_solver() -> None:
     table = chain(5, 1)
     tiny = PriceTable(

@@ -72,7 +72,7 @@ def pretrained_path(name: str) -> Path:
     entry = find(name)
     if not entry.weights:
         known = ", ".join(other.name for other in models().values() if other.weights)
-        raise DataError(f"no pretrained weights are known for {name!r}; give a file. Known for: {known}")
+        raise DataError(f"no pretrained weights are known for {name!r}; give a file (--weights). Known for: {known}")
     path = data_root() / "weights" / entry.weights
     if not path.is_file():
         raise DataError(f"{path} does not exist; put the weights of {name!r} there, or set {VARIABLE} to their folder")

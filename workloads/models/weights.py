@@ -78,7 +78,10 @@ def save_weights(model: nn.Module, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".weights-", dir=path.parent) as folder:
             part = Path(folder) / path.name
+            part.touch()
+            mode = part.stat().st_mode  # what the umask allows; safetensors makes files for the owner alone
             save_file(tensors, part)
+            part.chmod(mode)
             os.replace(part, path)
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: cannot be written ({error}); choose a folder that you may write to") from error
