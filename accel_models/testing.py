@@ -61,6 +61,7 @@ def sample_rows(rows: int, rng: np.random.Generator, bits: int) -> Columns:
         fused=one * 0,
         weight_density=np.ones(rows),
         input_density=np.ones(rows),
+        input_density_variance=np.zeros(rows),
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ resumes after its last epoch). Every number that is shown comes from these files
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +28,7 @@ from codesign.solve import Solution
 from codesign.space import Space, channel_variables, price_table, weight_variables
 from codesign.study import Study, write_json
 from workloads.channels import analyze
-from workloads.errors import ConfigError, PlanError
+from workloads.errors import ConfigError, DataError, PlanError
 from workloads.graph import LayerGraph
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Everything that decides a search's result; two runs of equal configurations give equal files.
+    """Everything that decides a search's result; two runs of equal configurations give equal results.
 
     Attributes:
         model, data, target: names. weights: a safetensors file; None takes the zoo's known weights.
@@ -82,7 +83,8 @@ class SearchConfig:
         Raises:
             ConfigError: the configuration of another command, or of another version.
         """
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        known = {key: value for key, value in data.items() if key != "weights_sha256"}
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
         try:
             return cls(**values)
         except TypeError as error:
@@ -119,13 +121,29 @@ def run(config: SearchConfig, folder: Path, *, device: str = "auto", overwrite: 
     Raises:
         CodesignError: bad names, data, weights, folder, or a budget that no candidate keeps.
     """
-    check(config)
-    study = Study.create(folder, config.to_dict(), overwrite)
+    check(config, device)
+    study = Study.create(folder, study_config(config), overwrite)
     return Job(config, study, device, console()).run()
 
 
-def check(config: SearchConfig) -> None:
+def study_config(config: SearchConfig) -> dict[str, Any]:
+    """What a study's folder stands for: the configuration, and the weights by content, not by path alone.
+
+    Raises:
+        DataError: the file cannot be read, or none is known for the model.
+    """
+    from workloads.models import pretrained_path
+
+    path = Path(config.weights) if config.weights else pretrained_path(config.model)
+    try:
+        return {**config.to_dict(), "weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give a .safetensors file") from error
+
+
+def check(config: SearchConfig, device: str = "auto") -> None:
     """Refuse what can be refused before anything is written or computed."""
+    from pruning.devices import pick_device
     from pruning.granularity import GRANULARITIES
     from workloads.data import data_sets
     from workloads.errors import unknown_name
@@ -133,6 +151,9 @@ def check(config: SearchConfig) -> None:
 
     find(config.model)
     target(config.target)
+    pick_device(device)
+    if not 0 < config.rate < float("inf"):
+        raise ConfigError(f"--lr {config.rate}: must be a finite number above 0")
     if config.data not in data_sets():
         raise unknown_name("data set", config.data, data_sets())
     if config.granularity not in GRANULARITIES:

@@ -29,7 +29,7 @@ class Study:
 
     @classmethod
     def create(cls, folder: Path, config: Mapping[str, Any], overwrite: bool = False) -> Study:
-        """Start a study, or resume the one of the same configuration.
+        """Start a study, or resume the one of the same configuration. One without any result is replaced.
 
         Args:
             overwrite: start anew in the folder of another study; a folder that holds none is never cleared.
@@ -48,8 +48,11 @@ class Study:
                 _stored(path)
                 _clear(folder)
                 write_json(path, dict(config))
-            else:
+            elif _is_started(folder):
                 _check_same(path, config)
+            else:  # an earlier attempt failed before anything was computed
+                _stored(path)
+                write_json(path, dict(config))
         except OSError as error:
             raise ConfigError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
         return cls(folder, config)
@@ -112,6 +115,11 @@ def _stored(path: Path) -> dict[str, Any]:
     if not isinstance(stored, dict) or not {"model", "seed"} <= set(stored):
         raise ConfigError(f"{path}: not the configuration of a study; choose another folder")
     return stored
+
+
+def _is_started(folder: Path) -> bool:
+    """Whether anything but the configuration is there."""
+    return any(item.name not in ("config.json", "config.json.part") for item in folder.iterdir())
 
 
 def _check_same(path: Path, config: Mapping[str, Any]) -> None:

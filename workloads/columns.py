@@ -35,6 +35,8 @@ class Columns:
         fused: 1 where an elementwise add may be absorbed by its producer.
         weight_density: float64, fraction of non-zero weights (1 where dense or without weights).
         input_density: float64, mean fraction of non-zeros of the first input (1 where unknown).
+        input_density_variance: float64, variance of that fraction over the input's channels (0 where unknown): PEs
+            that hold other channels have other work.
         sparsity: one entry a row, None where dense; () when no row has any.
         channel_density: one float64 array (input channels,) a row, or None; () when no row has any.
     """
@@ -65,6 +67,7 @@ class Columns:
     fused: np.ndarray
     weight_density: np.ndarray
     input_density: np.ndarray
+    input_density_variance: np.ndarray
     sparsity: tuple[WeightSparsity | None, ...] = ()
     channel_density: tuple[np.ndarray | None, ...] = ()
 
@@ -84,6 +87,7 @@ class Columns:
             **arrays,
             weight_density=np.array([layer.sparsity.density if layer.sparsity else 1.0 for layer in graph.layers]),
             input_density=np.array([float(d.mean()) if d is not None else 1.0 for d in densities]),
+            input_density_variance=np.array([float(d.var()) if d is not None else 0.0 for d in densities]),
             sparsity=tuple(layer.sparsity for layer in graph.layers) if any(x.sparsity for x in graph.layers) else (),
             channel_density=tuple(densities) if any(d is not None for d in densities) else (),
         )

@@ -18,11 +18,12 @@ column (assumed: each entry has its own count); an odd one is padded with a zero
 cycles: of random ones, (m d + (1 - (1 - 2d)^m) / 2) / 2. One output channel (depthwise) uses one lane.
 Imbalance. Of a density: work is a sum over n = c S columns of (binomial iacts) x (binomial weights), so
 
-    slowest = work (1 + sqrt(M(chain k)^2 W + M(chain p)^2 A + M(chain k p)^2 n A W))
-    W = (1 - d) / (d m n),   A = (1 - a) / (a E n)
+    slowest = work (1 + sqrt(M(chain k)^2 W + M(chain p)^2 A + M(chain k p)^2 n A W + M(chain)^2 V))
+    W = (1 - d) / (d m n),   A = (a - a^2 - v) / (a^2 E n),   V = v / (a^2 c) (1 - (c - 1) / (C - 1))
 
 with M(u) the expected largest of u standard normal numbers (`workloads.order_statistics`), since PEs of other pixels
-hold the same weights and PEs of other filters see the same iacts; never above that with every weight or every iact
+hold the same weights and PEs of other filters see the same iacts, and v the variance of the measured iact densities
+over channels, of which PEs of one chain hold others; never above that with every weight or every iact
 there. Of an exact mask: the words really in each PE times the density of each input channel, largest in each pass, and
 the chance of the activations as above. The two agree within 4 % on random masks (tests), except where a PE holds a
 handful of weights.
@@ -195,6 +196,7 @@ class EyerissV2(Family):
             repeats=steps,
             weight_density=rows.weight_density,
             iact_density=np.where(rows.is_depthwise, 1.0, rows.input_density),
+            iact_variance=np.where(rows.is_depthwise, 0.0, rows.input_density_variance),
             halo=np.maximum(rows.r - rows.stride_h, 0) / rows.in_h,
             kernel_rows=r,
             iact_bytes=self._stored(rows.input_elements, rows.input_density),
@@ -262,15 +264,19 @@ class EyerissV2(Family):
         columns = tiles.c * nest.taps
         iacts = tiles.pixels * columns
         reach = normal_maxima(self._pes) ** 2
-        by_iacts = (1 - a) / np.maximum(a, TINY) / tiles.pixels / columns
+        by_iacts = np.maximum(a - a * a - nest.iact_variance, 0) / np.maximum(a, TINY) ** 2 / tiles.pixels / columns
+        others = np.where(nest.c > 1, 1 - (tiles.c - 1) / np.maximum(nest.c - 1, 1), 0)  # c of C, drawn without return
+        by_channels = nest.iact_variance / np.maximum(a, TINY) ** 2 / tiles.c * np.clip(others, 0, 1)
+        by_channels = by_channels * reach[tiles.chains.astype(np.intp)]
         by_weights = (1 - d) / np.maximum(d, TINY) / tiles.m / columns
         both = by_iacts * by_weights * columns * reach[(tiles.chains * tiles.filters * tiles.places).astype(np.intp)]
         by_iacts = by_iacts * reach[(tiles.chains * tiles.places).astype(np.intp)]
         by_weights = by_weights * reach[(tiles.chains * tiles.filters).astype(np.intp)]
         work = iacts * a * words
-        slowest = work * (1 + np.sqrt(by_iacts + by_weights + both))
+        slowest = work * (1 + np.sqrt(by_iacts + by_weights + both + by_channels))
         slowest = np.minimum(slowest, iacts * words * (1 + np.sqrt(by_weights)))  # no more iacts than all
-        slowest = np.minimum(slowest, iacts * full * np.minimum(a * (1 + np.sqrt(by_iacts)), 1))  # nor weights
+        iacts_at_most = np.minimum(a * (1 + np.sqrt(by_iacts + by_channels)), 1)
+        slowest = np.minimum(slowest, iacts * full * iacts_at_most)  # nor weights
         return work, np.maximum(slowest, work)
 
     def _traffic(self, nest: Nest, tiles: Tiles) -> list[np.ndarray]:
@@ -408,7 +414,8 @@ class Nest:
         groups, k, c: groups, and output and input channels of one. units: (kernel row, tap block) pairs of a channel.
         taps: of a kernel row that a PE holds. columns: c R S, CSC columns of a group. weights: of all groups.
         pixels: outputs that share the weights; repeats: time steps that wait for one another.
-        weight_density, iact_density: that the PEs see (1 for activations that are not skipped).
+        weight_density, iact_density: that the PEs see (1 for activations that are not skipped). iact_variance: of the
+        density over channels.
         halo: rows that two neighbouring pixel tiles both read, over input height. kernel_rows: R.
         iact_bytes, oact_bytes, psum_bytes, bias_bytes: stored sizes of the whole layer.
     """
@@ -424,6 +431,7 @@ class Nest:
     repeats: np.ndarray
     weight_density: np.ndarray
     iact_density: np.ndarray
+    iact_variance: np.ndarray
     halo: np.ndarray
     kernel_rows: np.ndarray
     iact_bytes: np.ndarray

@@ -17,6 +17,7 @@ from pruning.filters import filter_companions, is_transposed, kept_filters
 from pruning.granularity import GRANULARITIES, mask
 from pruning.layers import prunable_weights
 from pruning.methods.base import Inputs, Pruner, register
+from pruning.patterns import four_entry_library
 from pruning.schedule import CubicSchedule
 from workloads.errors import PlanError, unknown_name
 
@@ -160,7 +161,8 @@ class GradualMagnitude(_Magnitude):
     """Remove the smallest weights little by little along a cubic curve, while the network trains.
 
     Masks are made anew from the dense values behind them at every update, so a weight that was removed early can
-    come back when others have shrunk below it.
+    come back when others have shrunk below it. With patterns the first update takes every kernel to its pattern, and
+    the curve goes on from there by removing kernels.
 
     Args:
         begin, end: fractions of `total_steps` at which pruning starts and is complete.
@@ -172,6 +174,7 @@ class GradualMagnitude(_Magnitude):
     EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"density": 0.3, "end": 1.0},
         {"density": 0.25, "granularity": "filter", "begin": 0.25, "frequency": 2},
+        {"density": 0.25, "granularity": "pattern", "end": 1.0},
     )
 
     def __init__(
@@ -205,4 +208,7 @@ class GradualMagnitude(_Magnitude):
 
     def _density_now(self) -> Densities:
         now = {name: 1 - schedule.sparsity(self.steps_done) for name, schedule in self.schedules.items()}
+        if self.granularity == "pattern":  # between dense and patterns there is nothing
+            most = four_entry_library().entries / 9
+            now = {name: min(share, most) if share < 1 else share for name, share in now.items()}
         return now if isinstance(self.density, Mapping) else now[""]

@@ -21,7 +21,7 @@ import reports.html
 import workloads.data
 from accel_models import target, targets
 from codesign.costs import graph_costs
-from codesign.job import Job, Outcome, SearchConfig, check, load_outcome, run, write_study_report
+from codesign.job import Job, Outcome, SearchConfig, check, load_outcome, run, study_config, write_study_report
 from codesign.show import console
 from codesign.solve import solve
 from codesign.space import price_table
@@ -29,6 +29,7 @@ from codesign.study import Study, write_json
 from pruning import checkpoint, training
 from pruning.evaluation import accuracy, recalibrate
 from pruning.plan import PruningPlan
+from pruning.sensitivity import Sensitivity
 from workloads.data import load
 from workloads.errors import CodesignError, ConfigError, PlanError
 from workloads.lowering import lower
@@ -235,8 +236,9 @@ class TestPick:
         assert found["choice"] == found["measured"][3]["choice"]
 
     def test_none_that_keeps_the_budget(self, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+        one = dataclasses.replace(job, config=dataclasses.replace(job.config, measured=1))
         with pytest.raises(PlanError, match=r"no candidate keeps the budget .* latency reaches .*; raise the budget"):
-            self.pick(job, monkeypatch, [0.9] * 20, [0.61] * 20)
+            self.pick(one, monkeypatch, [0.9] * 5, [0.61] * 5)
         assert not job.study.has("pick")
         assert not job.study.has("plan")
 
@@ -247,6 +249,11 @@ class TestPick:
         rows = [job.front.choices.tolist().index(list(choice)) for choice in choices]
         assert job.front.feasible[rows].all()
         assert (np.diff(job.front.loss[rows[1:]]) >= 0).all()
+
+
+def empty_sensitivity(ranking: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """A table that tells of nothing but the order of units."""
+    return Sensitivity("measured", 1, "heldout", "fp32", False, 0.0, 1.0, {}, ranking, {}, {}).to_dict()
 
 
 def forget(folder: Path, *names: str) -> None:
@@ -287,7 +294,7 @@ class TestSameSeed:
         forget(folder, "finetune", "test", "result")
         (folder / "training.pt").unlink()
         changed = config_of(trained, seed=1)
-        write_json(folder / "config.json", changed.to_dict())
+        write_json(folder / "config.json", study_config(changed))
         again = run(changed, folder, device="cpu")
         assert again.plan == finished.plan
         assert not same_weights(again.model, finished.model)
@@ -313,7 +320,7 @@ class TestSameSeed:
 
 def prepared(config: SearchConfig, folder: Path, resumes: SearchConfig | None = None) -> Job:
     """A job before its first phase, or in the folder of another configuration."""
-    return Job(config, Study.create(folder, (resumes or config).to_dict()), "cpu", console())
+    return Job(config, Study.create(folder, study_config(resumes or config)), "cpu", console())
 
 
 class CrashError(Exception):
@@ -521,6 +528,22 @@ class TestOtherSearches:
         again = load_outcome(found.folder)
         assert again.plan == found.plan
         assert same_weights(again.model, found.model)
+
+    def test_a_choice_is_the_plan_with_its_own_mask(self, trained: Path, tmp_path: Path) -> None:
+        config = config_of(trained, densities=(0.5, 0.2))
+        job = prepared(config, tmp_path / "masks")
+        order = {group.name: tuple(reversed(range(group.size))) for group in job.space.analysis.groups}
+        write_json(job.study.path("sensitivity"), {"result": empty_sensitivity(order)})
+        options = {"channels:block1.conv1": 2, "weights:block1.conv2": 1, "weights:block2.conv2": 2}
+        plan = job.plan([options.get(variable.name, 0) for variable in job.space.variables])
+        assert plan.channels == {"block1.conv1": tuple(range(16, 32))}, "the first 16 of the ranking"
+        assert {name: zeros.density for name, zeros in plan.masks.items()} == {
+            "block1.conv2": pytest.approx(0.5, abs=1e-3),
+            "block2.conv2": pytest.approx(0.2, abs=1e-3),
+        }
+        weight = build("digits_cnn", weights=trained).get_parameter("block2.conv2.weight").detach().abs().numpy()
+        kept = plan.masks["block2.conv2"].mask()
+        assert weight[kept].min() >= weight[~kept].max(), "the largest weights stay"
 
     def test_both_of_two_budgets_count(self, trained: Path, tmp_path: Path) -> None:
         job = prepared(config_of(trained, budgets=("latency=0.9x", "size=0.4x")), tmp_path / "two")

@@ -95,6 +95,7 @@ class TestOneConfiguration:
 
     def test_a_key_that_is_gone(self, tmp_path: Path) -> None:
         Study.create(tmp_path, {**CONFIG, "rate": 0.1})
+        write_json(tmp_path / "front.json", {})
         with pytest.raises(ConfigError, match=r"rate=0.1, asked for None"):
             Study.create(tmp_path, CONFIG)
 

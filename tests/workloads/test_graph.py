@@ -207,7 +207,7 @@ def test_columns_keep_their_type_without_sparsity() -> None:
     columns = residual().columns
     assert columns.sparsity == columns.channel_density == ()
     integers = {name for name in ARRAY_FIELDS if getattr(columns, name).dtype == np.int64}
-    assert set(ARRAY_FIELDS) - integers == {"weight_density", "input_density"}
+    assert set(ARRAY_FIELDS) - integers == {"weight_density", "input_density", "input_density_variance"}
 
 
 def test_distinct_rows_are_found_and_restored() -> None:
