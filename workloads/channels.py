@@ -202,8 +202,8 @@ class ChannelAnalysis:
         """The graph when groups keep that many units; groups that are not named keep all.
 
         A layer that changes keeps of its masks the density and of its activation densities the mean and the variance,
-        because a count does not say which channels stay. The result is not verified here (tests hold that it would pass), so that a
-        search can afford it.
+        because a count does not say which channels stay. The result is not verified here (tests hold that it would
+        pass), so that a search can afford it.
 
         Raises:
             PlanError: an unknown group, a count that is impossible, or a group that cannot change.
