@@ -38,7 +38,10 @@ TargetName = Annotated[str, typer.Option("--target", help="Machine to price on (
 Targets = Annotated[list[str], typer.Option("--target", help="Machine; give several to compare them.")]
 Changes = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Change a number of the machine: memories.0.bandwidth_bytes_per_cycle=4."),
+    typer.Option(
+        "--set",
+        help="Change a number of the machine, e.g. memories.0.bandwidth_bytes_per_cycle=4; clock_hz scales these too.",
+    ),
 ]
 Data = Annotated[str, typer.Option(help="Data set: digits, mnist, cifar10.")]
 Epochs = Annotated[int, typer.Option(min=0, help="Training epochs.")]

@@ -10,7 +10,6 @@ resumes after its last epoch). Every number that is shown comes from these files
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,14 +20,15 @@ import numpy as np
 
 from accel_models import SimulationResult, Target, target
 from codesign.budgets import parse_budgets, show
-from codesign.costs import METRICS, graph_costs
+from codesign.config import SearchConfig, check, study_config
+from codesign.costs import graph_costs
 from codesign.search import Front, search
 from codesign.show import console
 from codesign.solve import Solution
 from codesign.space import Space, channel_variables, price_table, weight_variables
 from codesign.study import Study, write_json
 from workloads.channels import analyze
-from workloads.errors import ConfigError, DataError, PlanError
+from workloads.errors import ConfigError, PlanError
 from workloads.graph import LayerGraph
 
 if TYPE_CHECKING:
@@ -39,57 +39,6 @@ if TYPE_CHECKING:
     from pruning.sensitivity import Sensitivity
     from workloads.data import ImageData
     from workloads.sparsity import WeightSparsity
-
-
-@dataclass(frozen=True)
-class SearchConfig:
-    """Everything that decides a search's result; two runs of equal configurations give equal results.
-
-    Attributes:
-        model, data, target: names. weights: a safetensors file; None takes the zoo's known weights.
-        budgets: texts, `latency=0.7x`. The first one's metric is the front's cost axis.
-        epochs, rate: of fine-tuning the pick.
-        densities, granularity: weight densities to offer per layer; none by default.
-        keep: channel groups to leave alone. multiple: offer multiples of this; None takes the target's.
-        options: per channel group at the most.
-        images: held-out training images for sensitivity and for the front's accuracy.
-        measured: candidates of the front whose accuracy is measured. generations: of NSGA-II.
-    """
-
-    model: str
-    data: str
-    target: str
-    budgets: tuple[str, ...]
-    weights: str | None = None
-    epochs: int = 2
-    rate: float = 0.02
-    densities: tuple[float, ...] = ()
-    granularity: str = "weight"
-    keep: tuple[str, ...] = ()
-    multiple: int | None = None
-    options: int = 8
-    images: int = 1000
-    measured: int = 6
-    generations: int = 60
-    seed: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> SearchConfig:
-        """The inverse of `to_dict`, lists as tuples.
-
-        Raises:
-            ConfigError: the configuration of another command, or of another version.
-        """
-        known = {key: value for key, value in data.items() if key != "weights_sha256"}
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
-        try:
-            return cls(**values)
-        except TypeError as error:
-            kind = values.get("command", "another version")
-            raise ConfigError(f"not the configuration of a search but of {kind}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -124,47 +73,6 @@ def run(config: SearchConfig, folder: Path, *, device: str = "auto", overwrite: 
     check(config, device)
     study = Study.create(folder, study_config(config), overwrite)
     return Job(config, study, device, console()).run()
-
-
-def study_config(config: SearchConfig) -> dict[str, Any]:
-    """What a study's folder stands for: the configuration, and the weights by content, not by path alone.
-
-    Raises:
-        DataError: the file cannot be read, or none is known for the model.
-    """
-    from workloads.models import pretrained_path
-
-    path = Path(config.weights) if config.weights else pretrained_path(config.model)
-    try:
-        return {**config.to_dict(), "weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); give a .safetensors file") from error
-
-
-def check(config: SearchConfig, device: str = "auto") -> None:
-    """Refuse what can be refused before anything is written or computed."""
-    from pruning.devices import pick_device
-    from pruning.granularity import GRANULARITIES
-    from workloads.data import data_sets
-    from workloads.errors import unknown_name
-    from workloads.models import find
-
-    find(config.model)
-    target(config.target)
-    pick_device(device)
-    if not 0 < config.rate < float("inf"):
-        raise ConfigError(f"--lr {config.rate}: must be a finite number above 0")
-    if config.data not in data_sets():
-        raise unknown_name("data set", config.data, data_sets())
-    if config.granularity not in GRANULARITIES:
-        raise unknown_name("granularity", config.granularity, GRANULARITIES)
-    if bad := [d for d in config.densities if not 0 < d <= 1]:
-        raise ConfigError(f"--density {bad[0]}: must be above 0 and at most 1")
-    if config.multiple is not None and config.multiple < 1:
-        raise ConfigError(f"--multiple {config.multiple}: must be at least 1")
-    if not config.budgets:
-        raise ConfigError("a search needs a budget, e.g. --budget latency=0.7x")
-    parse_budgets(config.budgets, dict.fromkeys(METRICS, 1.0))
 
 
 @dataclass(frozen=True)

@@ -205,6 +205,10 @@ class _Program:
             # presolve gains nothing here, and that of HiGHS in SciPy 1.17 cuts the optimum off some tables (tests)
             options={"time_limit": time_limit_s, "mip_rel_gap": 1e-6, "presolve": False},
         )
+        if answer.status == 1 and answer.x is None:
+            raise PlanError(
+                f"the solver found nothing within {time_limit_s:g} s; raise the time limit or offer fewer options"
+            )
         if answer.x is None:
             return None
         y = answer.x[: self.binaries]

@@ -33,10 +33,11 @@ class ErrorBar:
     calibrated: bool
 
     def __str__(self) -> str:
+        against = self.against.replace("rows", "row", 1) if self.rows == 1 else self.against
         few = ", indicative" if self.rows < 5 else ""
         fitted = ", some of them used for calibration" if self.calibrated else ""
         return (
-            f"error against {self.rows} {self.against}: median {self.median:.1%}, mean {self.mean:.1%}, "
+            f"error against {self.rows} {against}: median {self.median:.1%}, mean {self.mean:.1%}, "
             f"worst {self.worst:.1%} ({self.worst_row}){few}{fitted}"
         )
 

@@ -314,6 +314,22 @@ BAD = {
         ],
         "no such channel group",
     ),
+    "granularity without densities": (
+        lambda f: ["search", "digits_cnn", "--data", "digits", *BUDGET, "--granularity", "pattern", "--out", f / "o"],
+        "give --density too",
+    ),
+    "granularity of channels": (
+        lambda f: ["search", "digits_cnn", "--data", "digits", *BUDGET, "--granularity", "filter", "--out", f / "o"],
+        "channels are chosen anyway",
+    ),
+    "rate": (
+        lambda f: ["search", "digits_cnn", "--data", "digits", *BUDGET, "--lr", "nan", "--out", f / "o"],
+        "--lr nan: must be a finite number above 0",
+    ),
+    "device": (
+        lambda f: ["search", "digits_cnn", "--data", "digits", *BUDGET, "--device", "tpu", "--out", f / "o"],
+        "device 'tpu'",
+    ),
     "not a study": (lambda f: ["report", f], "config.json"),
     "train output": (
         lambda f: ["train", "digits_cnn", "--data", "digits", "--out", f / "x.pt"],
@@ -389,6 +405,23 @@ def test_seeds_that_no_generator_takes(seed, monkeypatch, capsys, tmp_path: Path
     assert code == 2
     assert "--seed" in err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_first_mistake_does_not_block_the_folder(monkeypatch, capsys, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    words = ["search", "digits_cnn", "--data", "digits", *BUDGET, "--weights", good(tmp_path), "--out", tmp_path / "o"]
+    assert "no such channel group" in run(monkeypatch, capsys, *words, "--keep", "x")[2]
+    assert "holds a study" not in run(monkeypatch, capsys, *words, "--keep", "z")[2]
+
+
+def test_a_study_belongs_to_the_content_of_its_weights(tmp_path: Path) -> None:
+    from codesign.config import SearchConfig, study_config
+
+    path = good(tmp_path)
+    config = SearchConfig("digits_cnn", "digits", "ideal", ("latency=0.5x",), weights=str(path))
+    before = study_config(config)
+    assert study_config(config) == before
+    path.write_bytes(path.read_bytes() + b" ")
+    assert study_config(config) != before
 
 
 def test_unwritable_folder(monkeypatch, capsys, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -1,0 +1,113 @@
+"""What decides a search: its configuration, checked before anything is computed or written."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accel_models import target
+from codesign.budgets import parse_budgets
+from codesign.costs import METRICS
+from workloads.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Everything that decides a search's result; two runs of equal configurations give equal results.
+
+    Attributes:
+        model, data, target: names. weights: a safetensors file; None takes the zoo's known weights.
+        budgets: texts, `latency=0.7x`. The first one's metric is the front's cost axis.
+        epochs, rate: of fine-tuning the pick.
+        densities, granularity: weight densities to offer per layer; none by default.
+        keep: channel groups to leave alone. multiple: offer multiples of this; None takes the target's.
+        options: per channel group at the most.
+        images: held-out training images for sensitivity and for the front's accuracy.
+        measured: candidates of the front whose accuracy is measured. generations: of NSGA-II.
+    """
+
+    model: str
+    data: str
+    target: str
+    budgets: tuple[str, ...]
+    weights: str | None = None
+    epochs: int = 2
+    rate: float = 0.02
+    densities: tuple[float, ...] = ()
+    granularity: str = "weight"
+    keep: tuple[str, ...] = ()
+    multiple: int | None = None
+    options: int = 8
+    images: int = 1000
+    measured: int = 6
+    generations: int = 60
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SearchConfig:
+        """The inverse of `to_dict`, lists as tuples.
+
+        Raises:
+            ConfigError: the configuration of another command, or of another version.
+        """
+        known = {key: value for key, value in data.items() if key != "weights_sha256"}
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
+        try:
+            return cls(**values)
+        except TypeError as error:
+            kind = values.get("command", "another version")
+            raise ConfigError(f"not the configuration of a search but of {kind}: {error}") from error
+
+
+def study_config(config: SearchConfig) -> dict[str, Any]:
+    """What a study's folder stands for: the configuration, and the weights by content, not by path alone.
+
+    Raises:
+        DataError: the file cannot be read, or none is known for the model.
+    """
+    from workloads.models import pretrained_path
+
+    path = Path(config.weights) if config.weights else pretrained_path(config.model)
+    try:
+        return {**config.to_dict(), "weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give a .safetensors file") from error
+
+
+def check(config: SearchConfig, device: str = "auto") -> None:
+    """Refuse what can be refused before anything is written or computed."""
+    from pruning.devices import pick_device
+    from pruning.granularity import GRANULARITIES
+    from workloads.data import data_sets
+    from workloads.errors import unknown_name
+    from workloads.models import find
+
+    find(config.model)
+    target(config.target)
+    pick_device(device)
+    if not 0 < config.rate < float("inf"):
+        raise ConfigError(f"--lr {config.rate}: must be a finite number above 0")
+    if config.data not in data_sets():
+        raise unknown_name("data set", config.data, data_sets())
+    if config.granularity not in GRANULARITIES:
+        raise unknown_name("granularity", config.granularity, GRANULARITIES)
+    if config.granularity in ("filter", "channel"):
+        raise ConfigError(
+            f"--granularity {config.granularity}: whole channels are chosen anyway; allowed: weight, pattern, kernel"
+        )
+    if config.granularity != "weight" and not config.densities:
+        raise ConfigError(f"--granularity {config.granularity} says how weights go, but none may: give --density too")
+    if bad := [d for d in config.densities if not 0 < d <= 1]:
+        raise ConfigError(f"--density {bad[0]}: must be above 0 and at most 1")
+    if config.multiple is not None and config.multiple < 1:
+        raise ConfigError(f"--multiple {config.multiple}: must be at least 1")
+    if not config.budgets:
+        raise ConfigError("a search needs a budget, e.g. --budget latency=0.7x")
+    parse_budgets(config.budgets, dict.fromkeys(METRICS, 1.0))
