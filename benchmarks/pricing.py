@@ -2,7 +2,7 @@
 
 ResNet-50, 1,000 candidates with random channel counts in one call, one core, process CPU time; tile search, traffic
 and energy included. `rows/s`: all distinct layers among them, memo off. `candidates/s`: whole graphs with a placement
-each, memo on. Peak memory is that of the whole process.
+each, memo on. Peak memory is that of the whole process. Peer: Arm's Vela (extra `bench`) on the same network.
 
     python benchmarks/pricing.py [--candidates 1000] [--json FILE]
 """
@@ -15,6 +15,7 @@ import os
 import resource
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 for library in ("OMP", "OPENBLAS", "MKL"):
@@ -58,6 +59,22 @@ def measure(name: str, graph: LayerGraph, count: int) -> dict[str, float | str]:
     }
 
 
+def beside_vela(graph: LayerGraph, results: list[dict[str, float | str]]) -> str:
+    """The vendor's estimator on the dense network, in the same run; it compiles too, as for every candidate it must."""
+    from vela_peer import estimate
+
+    seconds, cycles = estimate(graph)
+    ours = next(float(row["candidates_per_s"]) for row in results if row["target"] == "ethos_u55_256")
+    machine = target("ethos_u55_256")
+    once = _best_seconds(lambda: machine.simulate(graph))
+    priced = machine.simulate(graph).cycles
+    return (
+        f"peer: ethos-u-vela, one ResNet-50 on the U55-256: {seconds:.2f} CPU s, {cycles:,.0f} cycles; here "
+        f"{once * 1e3:.1f} ms with a record a layer ({seconds / once:,.0f}x), {1e3 / ours:.2f} ms a candidate "
+        f"({seconds * ours:,.0f}x), {priced:,.0f} cycles ({priced / cycles - 1:+.1%})"
+    )
+
+
 def _best_seconds(call: Callable[[], object]) -> float:
     """Least CPU time of three calls."""
     seconds = []
@@ -83,6 +100,8 @@ def main() -> None:
         )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"peak memory of the process: {peak:.0f} MB")
+    peer = beside_vela(graph, results) if find_spec("ethosu") else "peer: not installed (extra bench: ethos-u-vela)"
+    print(peer)
     if options.json:
         options.json.write_text(json.dumps({"results": results, "peak_mb": peak}, indent=1) + "\n")
 
