@@ -12,7 +12,10 @@ Smallest honest example: `accel_models/ideal.py`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar
+
+import numpy as np
 
 from accel_models.mapping import Steps
 from accel_models.placement import Placement
@@ -52,6 +55,14 @@ class Family(ABC):
             rows: float and integer columns; exact masks in `rows.sparsity` where known.
             placement: where each row's tensors live.
         """
+
+    def facts(self, rows: Columns, placement: Placement) -> Mapping[str, np.ndarray]:
+        """What publications of such machines report beside cycles, by name; float64 (rows,). For validation only.
+
+        E.g. `active_pes`, `processing_cycles`, `weight_stall_cycles`. Names with a unit of time end in `_cycles`.
+        Never called while a search prices.
+        """
+        return {}
 
     def channel_multiple(self) -> int:
         """The number of channels that the machine computes together: counts in between gain little or nothing."""

@@ -110,6 +110,11 @@ class Target:
             )
         return Prices.concatenate(parts)
 
+    def facts(self, graph: LayerGraph) -> dict[str, np.ndarray]:
+        """The family's further quantities (`Family.facts`) of every layer of a graph, float64 (layers,) each."""
+        ready = self.native(graph)
+        return dict(self.family.facts(ready.columns, place(ready.columns, ready.topology, self.spec)))
+
     def play(self, graph: LayerGraph, keep_spans: bool = True) -> Played:
         """The event-driven engine on a whole graph: every tile played, rows in graph order (`accel_models.events`)."""
         from accel_models.events import play

@@ -15,6 +15,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accel_models.spec import SPECS
 from workloads.errors import unknown_name
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from accel_models.pricing import Target
 
 _FAMILIES: dict[str, type[Family]] = {}
-_SPECS = Path(__file__).parent / "specs"
 
 
 def family(name: str) -> Callable[[type[Family]], type[Family]]:
@@ -61,7 +61,7 @@ def family_class(name: str) -> type[Family]:
 
 def spec_files() -> dict[str, Path]:
     """Machine name to YAML file, without reading any of them."""
-    folders = [_SPECS, *(Path(next(iter(entry.load().__path__))) for entry in entry_points(group="codesign.specs"))]
+    folders = [SPECS, *(Path(next(iter(entry.load().__path__))) for entry in entry_points(group="codesign.specs"))]
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
 
 

@@ -3,6 +3,9 @@
 A number is written `{value: 8, source: T}`, where `T` is a key of the file's `sources` or the text starts with
 `assumed:` and gives the reason. All mistakes of a file are reported together, each with its path, what was found and
 what is allowed. Unknown keys are errors. Inside the door there are only frozen objects.
+
+A machine that differs little from another one names it, `base: ethos_u55_128` (a file beside it), and gives only what
+differs: mappings merge key by key, everything else (lists, numbers) is replaced; `null` removes a key.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ def _value_with_source(given: Any, info: ValidationInfo) -> Any:
     return given["value"]
 
 
+SPECS = Path(__file__).parent / "specs"
 _SOURCED = BeforeValidator(_value_with_source)
 Positive = Annotated[float, Field(gt=0), _SOURCED]
 NotNegative = Annotated[float, Field(ge=0), _SOURCED]
@@ -112,7 +116,7 @@ class HardwareSpec(Frozen):
 
 
 def load_spec(path: Path, overrides: Mapping[str, Any] | None = None) -> HardwareSpec:
-    """Read and check a machine file.
+    """Read and check a machine file, merged with the one that it is based on.
 
     Args:
         path: YAML.
@@ -122,15 +126,44 @@ def load_spec(path: Path, overrides: Mapping[str, Any] | None = None) -> Hardwar
     Raises:
         ConfigError: the file cannot be read or is wrong; lists every mistake with path, value and limit.
     """
+    data = read_machine(path)
+    for dotted, value in (overrides or {}).items():
+        _override(data, dotted, value)
+    return parse_spec(data, str(path))
+
+
+def read_machine(path: Path, followed: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A machine file as plain data, its bases merged in.
+
+    Args:
+        followed: files that led here, to refuse circles.
+
+    Raises:
+        ConfigError: a file cannot be read, is no mapping, or its base is missing or circular.
+    """
     try:
         data = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: must be a mapping of fields, found {type(data).__name__}")
-    for dotted, value in (overrides or {}).items():
-        _override(data, dotted, value)
-    return parse_spec(data, str(path))
+    if (base := data.pop("base", None)) is None:
+        return data
+    found = next((f for folder in (path.parent, SPECS) if (f := folder / f"{base}.yaml").is_file()), None)
+    if found is None or found in (path, *followed):
+        problem = "no such machine file beside it" if found is None else "is based on this file in turn"
+        raise ConfigError(f"{path}: base: {base!r}, {problem}")
+    return _merge(read_machine(found, (*followed, path)), data)
+
+
+def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid on `under`; a sourced number is replaced whole."""
+    merged = dict(under)
+    for key, value in over.items():
+        below = under.get(key)
+        nested = isinstance(value, dict) and isinstance(below, dict) and "source" not in value
+        merged[key] = _merge(below, value) if nested and isinstance(below, dict) else value
+    return {key: value for key, value in merged.items() if value is not None}
 
 
 def parse_spec(data: Mapping[str, Any], where: str) -> HardwareSpec:
