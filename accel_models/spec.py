@@ -4,6 +4,9 @@ A number is written `{value: 8, source: T}`, where `T` is a key of the file's `s
 `assumed:` and gives the reason. All mistakes of a file are reported together, each with its path, what was found and
 what is allowed. Unknown keys are errors. Inside the door there are only frozen objects.
 
+Energies and areas may be given as references to cited tables, `{table: horowitz_45nm.mac8, node_nm: 28}`
+(`accel_models.technology`), which scales them by process node and capacity.
+
 A machine that differs little from another one names it, `base: ethos_u55_128` (a file beside it), and gives only what
 differs: mappings merge key by key, everything else (lists, numbers) is replaced; `null` removes a key.
 """
@@ -17,6 +20,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
 
+from accel_models.technology import resolve
 from workloads.errors import ConfigError
 
 
@@ -31,9 +35,23 @@ def _value_with_source(given: Any, info: ValidationInfo) -> Any:
 
 
 SPECS = Path(__file__).parent / "specs"
+
+
+def _value_or_reference(what: Literal["energy", "area"]) -> Any:
+    """Validator of a number that may also be a reference to a cited table (`accel_models.technology`)."""
+
+    def unwrap(given: Any, info: ValidationInfo) -> Any:
+        is_reference = isinstance(given, dict) and "table" in given
+        return resolve(given, what)[0] if is_reference else _value_with_source(given, info)
+
+    return BeforeValidator(unwrap)
+
+
 _SOURCED = BeforeValidator(_value_with_source)
 Positive = Annotated[float, Field(gt=0), _SOURCED]
 NotNegative = Annotated[float, Field(ge=0), _SOURCED]
+Energy = Annotated[float, Field(ge=0), _value_or_reference("energy")]
+Area = Annotated[float, Field(ge=0), _value_or_reference("area")]
 Fraction = Annotated[float, Field(ge=0, le=1), _SOURCED]
 Count = Annotated[int, Field(gt=0), _SOURCED]
 Counts = Annotated[tuple[int, ...], _SOURCED]
@@ -79,9 +97,9 @@ class HardwareSpec(Frozen):
         macs_per_cycle: peak multiply-accumulates a cycle by operand bits.
         memories: innermost first. Feature maps live in the first of `feature_memories` in which they fit.
         weight_memory: where weights are stored.
-        energy_pj: picojoules per unit of each energy component of the family.
+        energy_pj: picojoules per unit of each energy component of the family, given or from a cited table.
         static_power_w: drawn for the whole latency.
-        area_mm2: of the silicon, where published.
+        area_mm2: of the silicon by part, published or from a cited table; empty where nothing is known.
         fitted: calibrated parameters (empty: nothing was fitted).
     """
 
@@ -95,9 +113,9 @@ class HardwareSpec(Frozen):
     memories: tuple[Memory, ...] = Field(min_length=1)
     feature_memories: tuple[str, ...] = Field(min_length=1)
     weight_memory: str
-    energy_pj: Mapping[str, NotNegative]
+    energy_pj: Mapping[str, Energy]
     static_power_w: NotNegative | None = None
-    area_mm2: Positive | None = None
+    area_mm2: Mapping[str, Area] = Field(default_factory=dict)
     fitted: tuple[Fit, ...] = ()
     parameters: Any = None
 
@@ -161,7 +179,7 @@ def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(under)
     for key, value in over.items():
         below = under.get(key)
-        nested = isinstance(value, dict) and isinstance(below, dict) and "source" not in value
+        nested = isinstance(value, dict) and isinstance(below, dict) and not {"source", "table"} & {*value, *below}
         merged[key] = _merge(below, value) if nested and isinstance(below, dict) else value
     return {key: value for key, value in merged.items() if value is not None}
 
@@ -188,7 +206,9 @@ def parse_spec(data: Mapping[str, Any], where: str) -> HardwareSpec:
 
 def sourced_numbers(data: Any, path: str = "") -> Iterator[tuple[str, Any, str]]:
     """(path, value, source) of every number in a machine file, for `codesign targets NAME`."""
-    if isinstance(data, dict) and {"value", "source"} <= set(data):
+    if isinstance(data, dict) and "table" in data:
+        yield path, *resolve(data, "area" if path.startswith("area_mm2") else "energy")
+    elif isinstance(data, dict) and {"value", "source"} <= set(data):
         yield path, data["value"], str(data["source"])
     elif isinstance(data, dict | list):
         items = data.items() if isinstance(data, dict) else enumerate(data)
@@ -201,9 +221,9 @@ def _mistakes(error: ValidationError, prefix: str) -> list[str]:
     found = []
     for mistake in error.errors():
         path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in mistake["loc"]).lstrip(".")
-        given = mistake["input"]
+        given, message = mistake["input"], mistake["msg"].removeprefix("Value error, ")
         shown = "" if isinstance(given, dict) or mistake["type"] in ("missing", "value_error") else f"{given!r}, "
-        found.append(f"{prefix}{path}: {shown}{mistake['msg'].removeprefix('Value error, ').lower()}")
+        found.append(f"{prefix}{path}: {shown}{message[0].lower()}{message[1:]}")
     return found
 
 
@@ -232,6 +252,6 @@ def _override(data: Any, dotted: str, value: Any) -> None:
         if not has_key:
             raise ConfigError(f"no field {dotted!r} in the machine file: {part!r} is unknown there")
         parent, node = node, node[key]
-    if not isinstance(node, dict) or "value" not in node:
+    if not isinstance(node, dict) or not {"value", "table"} & set(node):
         raise ConfigError(f"field {dotted!r} is not a number with a source and cannot be changed")
     parent[key] = {"value": value, "source": "assumed: set by the caller"}

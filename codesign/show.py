@@ -26,13 +26,11 @@ def console() -> Console:
 
 def targets(name: str | None) -> None:
     """All machines in a line each, or one with every number and its source."""
-    import yaml
-
     from accel_models import target as find
     from accel_models import targets as names
     from accel_models.registry import spec_files
     from accel_models.result import describe_error
-    from accel_models.spec import sourced_numbers
+    from accel_models.spec import read_machine, sourced_numbers
     from accel_models.validation import error_bar
 
     if name is None:
@@ -44,11 +42,13 @@ def targets(name: str | None) -> None:
     machine = find(name)
     path = Path(name) if name.endswith((".yaml", ".yml")) else spec_files()[name]
     table = Table("number", "value", "source", box=None, title=machine.spec.title)
-    data = yaml.safe_load(path.read_text())
+    data = read_machine(path)
     for where, value, source in sourced_numbers(data):
         table.add_row(where, str(value), data.get("sources", {}).get(source, source))
     out = console()
     out.print(table)
+    if area := sum(machine.spec.area_mm2.values()):
+        out.print(f"area: {area:,.1f} mm2")
     out.print(f"channels are computed {machine.channel_multiple} together; {describe_error(error_bar(machine.name))}")
 
 

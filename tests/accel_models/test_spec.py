@@ -1,0 +1,95 @@
+"""Machine files: bases, references to cited tables, and one line for every mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from accel_models import target
+from accel_models.spec import SPECS, load_spec, read_machine, sourced_numbers
+from workloads.errors import ConfigError
+
+
+def machine_file(folder: Path, name: str, text: str) -> Path:
+    path = folder / f"{name}.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_machine_based_on_another_changes_only_what_it_names(tmp_path: Path) -> None:
+    path = machine_file(
+        tmp_path, "fast", "base: ideal\nname: fast\nclock_hz: {value: 7.0, source: 'assumed: a test'}\n"
+    )
+    ours, theirs = load_spec(path), target("ideal").spec
+    assert (ours.name, ours.clock_hz) == ("fast", 7.0)
+    assert ours.model_copy(update={"name": theirs.name, "clock_hz": theirs.clock_hz}) == theirs
+
+
+def test_a_base_beside_the_file_wins_and_lists_are_replaced(tmp_path: Path) -> None:
+    whole = yaml.safe_load((SPECS / "ideal.yaml").read_text())
+    machine_file(tmp_path, "ideal", yaml.safe_dump({**whole, "title": "mine"}))
+    other = dict(whole["memories"][0], name="hbm")
+    changes = {"base": "ideal", "memories": [other], "feature_memories": ["hbm"], "weight_memory": "hbm"}
+    spec = load_spec(machine_file(tmp_path, "child", yaml.safe_dump(changes)))
+    assert spec.title == "mine"
+    assert spec.ports == ("hbm",)
+
+
+def test_a_sourced_number_is_replaced_whole_and_null_removes(tmp_path: Path) -> None:
+    text = "base: ideal\nnotes: null\nenergy_pj:\n  dram: {table: dram.lpddr4_byte}\n"
+    path = machine_file(tmp_path, "child", text)
+    assert read_machine(path)["energy_pj"]["dram"] == {"table": "dram.lpddr4_byte"}
+    assert "notes" not in read_machine(path)
+    assert load_spec(path).energy_pj["dram"] == 64.0
+    assert load_spec(path).energy_pj["mac"] == target("ideal").spec.energy_pj["mac"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: nowhere\n", "base: 'nowhere', no such machine file beside it"),
+        ("base: child\n", "base: 'child', is based on this file in turn"),
+        ("base: ideal\nenergy_pj: {mac: {table: horowitz_45nm.mac8}}\n", "energy_pj.mac: node_nm: None, must be > 0"),
+        ("base: ideal\nenergy_pj: {mac: {table: x.y}}\n", "energy_pj.mac: table 'x.y' is unknown"),
+        ("base: ideal\nclock_hz: {table: dram.lpddr4_byte}\n", "clock_hz: found"),
+        ("base: ideal\narea_mm2: {all: 3}\n", "area_mm2.all: found 3, must be {value"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_spec(machine_file(tmp_path, "child", text))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_files_based_on_each_other_are_refused(tmp_path: Path) -> None:
+    machine_file(tmp_path, "one", "base: two\n")
+    path = machine_file(tmp_path, "two", "base: one\n")
+    with pytest.raises(ConfigError, match="in turn"):
+        load_spec(path)
+
+
+def test_references_show_their_value_and_source(tmp_path: Path) -> None:
+    path = machine_file(tmp_path, "child", "base: ideal\nenergy_pj:\n  mac: {table: horowitz_45nm.mac8, node_nm: 45}\n")
+    found = {where: (value, source) for where, value, source in sourced_numbers(read_machine(path))}
+    value, source = found["energy_pj.mac"]
+    assert value == pytest.approx(0.23)
+    assert "Horowitz" in source
+
+
+def test_a_reference_can_be_overridden() -> None:
+    spec = target("ideal", {"energy_pj.mac": 5.0}).spec
+    assert spec.energy_pj["mac"] == 5.0
+
+
+def test_area_is_summed_from_parts_with_their_tables(tmp_path: Path) -> None:
+    text = """
+base: ideal
+area_mm2:
+  macs: {table: horowitz_45nm.mac8, node_nm: 45, times: 1000}
+  rest: {value: 2, source: 'assumed: a test'}
+"""
+    spec = load_spec(machine_file(tmp_path, "child", text))
+    assert spec.area_mm2 == {"macs": pytest.approx(0.318), "rest": 2.0}
