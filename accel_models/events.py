@@ -6,10 +6,10 @@ Every step of a row becomes a few processes that share what the machine has:
     compute     take a wave whose data have come, run for slowest_cycles, then for the serial ports
     streams     one a port that overlaps: move the wave's bytes beside its computation
 
-A wave is the tiles that run side by side; a wave ends when computation and streams are done, which frees its buffers.
-Steps and rows follow one another. The engine reads `Steps` only, never the closed form's latency. Both agree
-to rounding, also where the last wave is not full. Order of events is (time, priority, sequence number), SimPy's own,
-so ties are never accidental.
+Ports of one bus take turns, in the order in which they ask. A wave is the tiles that run side by side; a wave ends
+when computation and streams are done, which frees its buffers. Steps and rows follow one another. The engine reads
+`Steps` only, never the closed form's latency. Both agree to rounding, also where the last wave is not full. Order of
+events is (time, priority, sequence number), SimPy's own, so ties are never accidental.
 """
 
 from __future__ import annotations
@@ -103,6 +103,7 @@ class _Player:
     def __init__(self, environment: simpy.Environment, spec: HardwareSpec, keep_spans: bool) -> None:
         self.environment, self.spec, self.keep_spans = environment, spec, keep_spans
         self.spans: list[Span] = []
+        self.buses = {memory.bus or memory.name: simpy.Resource(environment) for memory in spec.memories}
 
     def step(self, steps: Steps, row: int, step: int) -> Process:
         """A prologue, then loaders and computation side by side."""
@@ -153,7 +154,9 @@ class _Player:
     def _transfer(self, steps: Steps, row: int, step: int, port: int, side_by_side: float) -> Process:
         memory = self.spec.memories[port]
         moved = float(steps.port_bytes[row, step, port]) * (side_by_side if memory.shared else 1.0)
-        yield from self._busy(memory.name, row, steps.names[step], moved / memory.bandwidth_bytes_per_cycle)
+        with self.buses[memory.bus or memory.name].request() as turn:
+            yield turn
+            yield from self._busy(memory.name, row, steps.names[step], moved / memory.bandwidth_bytes_per_cycle)
 
     def _busy(self, track: str, row: int, name: str, cycles: float) -> Process:
         if cycles > 0:

@@ -18,9 +18,10 @@ from typing import ClassVar
 import numpy as np
 
 from accel_models.mapping import Steps
-from accel_models.placement import Placement
+from accel_models.placement import Placement, place
 from accel_models.spec import Frozen, HardwareSpec
 from workloads.columns import Columns
+from workloads.graph import Topology
 
 
 class Family(ABC):
@@ -56,6 +57,15 @@ class Family(ABC):
             placement: where each row's tensors live.
         """
 
+    def place(self, rows: Columns, topology: Topology | None) -> Placement:
+        """Which memory holds each tensor, decided before any layer is priced; a machine with its own rules overrides.
+
+        Args:
+            rows: whole graphs, candidate after candidate; or unrelated layers if `topology` is None.
+            topology: of the graph that all candidates share.
+        """
+        return place(rows, topology, self.spec)
+
     def facts(self, rows: Columns, placement: Placement) -> Mapping[str, np.ndarray]:
         """What publications of such machines report beside cycles, by name; float64 (rows,). For validation only.
 
@@ -63,6 +73,10 @@ class Family(ABC):
         Never called while a search prices.
         """
         return {}
+
+    def mappings_tried(self) -> int:
+        """Mappings that are compared for every row that multiplies; 1 where the machine leaves no choice."""
+        return 1
 
     def channel_multiple(self) -> int:
         """The number of channels that the machine computes together: counts in between gain little or nothing."""

@@ -1,13 +1,15 @@
 """Names to families and targets.
 
 A family registers itself with `@family("name")` in its own file under `sparse/`, `npu/`, `mobile/` (or `ideal.py`); a
-machine is a YAML file in `specs/`. Third parties add both through entry points: group `codesign.families` names a
-module to import, group `codesign.specs` a package or folder of YAML files.
+machine is a YAML file in `specs/`, or in a folder that the environment variable `CODESIGN_SPECS` names (several, with
+the path separator between them). Third parties add both through entry points: group `codesign.families` names a module
+to import, group `codesign.specs` a package or folder of YAML files.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accel_models.spec import SPECS
-from workloads.errors import unknown_name
+from workloads.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
     from accel_models.family import Family
@@ -60,8 +62,16 @@ def family_class(name: str) -> type[Family]:
 
 
 def spec_files() -> dict[str, Path]:
-    """Machine name to YAML file, without reading any of them."""
-    folders = [SPECS, *(Path(next(iter(entry.load().__path__))) for entry in entry_points(group="codesign.specs"))]
+    """Machine name to YAML file, without reading any of them; a later folder's file hides an earlier one's.
+
+    Raises:
+        ConfigError: `CODESIGN_SPECS` names something that is no folder.
+    """
+    packaged = [Path(next(iter(entry.load().__path__))) for entry in entry_points(group="codesign.specs")]
+    own = [Path(folder) for folder in os.environ.get("CODESIGN_SPECS", "").split(os.pathsep) if folder]
+    if missing := [folder for folder in own if not folder.is_dir()]:
+        raise ConfigError(f"CODESIGN_SPECS: {missing[0]} is no folder")
+    folders = [SPECS, *packaged, *own]
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
 
 

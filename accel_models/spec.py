@@ -34,6 +34,7 @@ def _value_with_source(given: Any, info: ValidationInfo) -> Any:
     return given["value"]
 
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same reader in C where PyYAML was built with it
 SPECS = Path(__file__).parent / "specs"
 
 
@@ -68,14 +69,16 @@ class Memory(Frozen):
     """One memory level with the port that compute reads it through.
 
     `overlap` says how its transfers run beside compute: `overlap` (hidden, the longer of the two counts), `serial`
-    (added) or `double_buffer` (hidden but for the first tile's fill). A memory that is not `shared` (a core's own
-    cache) gives each of the tiles that run side by side a port of this bandwidth.
+    (added) or `double_buffer` (hidden but for the first tile's fill). Memories of one `bus` take turns (their transfers
+    add up, so they must have the same `overlap`); others do not wait for each other. A memory that is not `shared` (a
+    core's own cache) gives each of the tiles that run side by side a port of this bandwidth.
     """
 
     name: str
     size_bytes: Positive | None = None
     bandwidth_bytes_per_cycle: Positive
     overlap: Literal["overlap", "serial", "double_buffer"] = "overlap"
+    bus: str = ""
     shared: bool = True
 
 
@@ -160,7 +163,7 @@ def read_machine(path: Path, followed: tuple[Path, ...] = ()) -> dict[str, Any]:
         ConfigError: a file cannot be read, is no mapping, or its base is missing or circular.
     """
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.load(path.read_text(), LOADER)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
     if not isinstance(data, dict):
@@ -199,7 +202,7 @@ def parse_spec(data: Mapping[str, Any], where: str) -> HardwareSpec:
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     spec = spec.model_copy(update={"parameters": parameters})
-    if mistakes := [*_dangling(spec), *_energy_mistakes(spec, cls.components)]:
+    if mistakes := [*_dangling(spec), *_mixed_buses(spec), *_energy_mistakes(spec, cls.components)]:
         raise ConfigError(f"{where}: " + "; ".join(mistakes))
     return spec
 
@@ -232,6 +235,16 @@ def _dangling(spec: HardwareSpec) -> list[str]:
     named = [*(("feature_memories", name) for name in spec.feature_memories), ("weight_memory", spec.weight_memory)]
     allowed = ", ".join(spec.ports)
     return [f"{field}: {name!r}, must be one of {allowed}" for field, name in named if name not in spec.ports]
+
+
+def _mixed_buses(spec: HardwareSpec) -> list[str]:
+    """Memories of one bus that run beside compute in different ways."""
+    first: dict[str, str] = {}
+    return [
+        f"memories.{i}.overlap: {memory.overlap!r}, must be {first[memory.bus]!r} as on the rest of bus {memory.bus!r}"
+        for i, memory in enumerate(spec.memories)
+        if memory.bus and first.setdefault(memory.bus, memory.overlap) != memory.overlap
+    ]
 
 
 def _energy_mistakes(spec: HardwareSpec, components: tuple[str, ...]) -> list[str]:

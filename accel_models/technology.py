@@ -33,7 +33,7 @@ FIELDS = ("table", "node_nm", "size_bytes", "times", "note")
 
 @cache
 def _file() -> dict[str, Any]:
-    return dict(yaml.safe_load((FOLDER / "energy_tables.yaml").read_text()))
+    return dict(yaml.load((FOLDER / "energy_tables.yaml").read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
 
 
 def entries() -> tuple[str, ...]:

@@ -7,7 +7,8 @@ A step of T tiles runs in W = ceil(T / parallel) waves of m = parallel tiles sid
                       max over overlapping ports of bytes * m / bandwidth )
     fill  f(m) = max over double-buffered ports of bytes * m / bandwidth
 
-with 1 in place of m for a port that each tile side by side has for itself. The next wave's data come while one runs:
+with 1 in place of m for a port that each tile side by side has for itself; ports of one bus take turns, so their
+cycles are summed before the maximum is taken. The next wave's data come while one runs:
 
     cycles = prologue + f(first) + (W - 2) * max(a, f) + max(a, f(last)) + a(last)          a, f of full waves
            = prologue + f(last) + a(last)                                                   of one wave
@@ -21,6 +22,8 @@ those); tiles side by side are taken to share a shared port evenly.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,14 +85,16 @@ def closed_form(steps: Steps, spec: HardwareSpec) -> Timeline:
 
 def _wave(steps: Steps, spec: HardwareSpec, port: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Cycles that a wave runs, and those of its fill, (rows, steps), from each port's cycles, (rows, steps, ports)."""
-    overlap = [memory.overlap for memory in spec.memories]
-    compute = steps.slowest_cycles + _reduce(np.add, port, [mode == "serial" for mode in overlap])
-    hidden = _reduce(np.maximum, port, [mode == "overlap" for mode in overlap])
-    return np.maximum(compute, hidden), _reduce(np.maximum, port, [mode == "double_buffer" for mode in overlap])
+    buses: dict[str, dict[str, np.ndarray]] = {"serial": {}, "overlap": {}, "double_buffer": {}}
+    for index, memory in enumerate(spec.memories):
+        waiting = buses[memory.overlap]
+        bus = memory.bus or memory.name
+        waiting[bus] = waiting[bus] + port[..., index] if bus in waiting else port[..., index]
+    compute = sum(buses["serial"].values(), steps.slowest_cycles)
+    hidden, fill = (_longest(buses[mode], steps) for mode in ("overlap", "double_buffer"))
+    return np.maximum(compute, hidden), fill
 
 
-def _reduce(by: np.ufunc, port: np.ndarray, chosen: list[bool]) -> np.ndarray:
-    """Combine the chosen ports' cycles, (rows, steps); zero if none is chosen."""
-    if not any(chosen):
-        return np.zeros(port.shape[:2])
-    return np.asarray(by.reduce(port[..., np.array(chosen)], axis=2))
+def _longest(buses: Mapping[str, np.ndarray], steps: Steps) -> np.ndarray:
+    """Cycles of the busiest bus, (rows, steps); zero if there is none."""
+    return np.asarray(functools.reduce(np.maximum, buses.values(), np.zeros_like(steps.tiles)))

@@ -114,3 +114,42 @@ def test_the_trace_opens_in_perfetto() -> None:
 def test_too_many_waves_are_refused() -> None:
     with pytest.raises(ValueError, match="waves"):
         play(one_step(1e9, 1, 1), machine_with("overlap"))
+
+
+def bus_machine(overlap: str, bus: str) -> HardwareSpec:
+    """Two memories of 2 bytes a cycle, on one bus if it has a name."""
+    spec = machine_with(overlap)
+    first = spec.memories[0].model_copy(update={"bus": bus})
+    return spec.model_copy(update={"memories": (first, first.model_copy(update={"name": "flash"}))})
+
+
+def two_ports(tiles: float, compute: float, moved: tuple[float, float]) -> Steps:
+    arrays = Steps.empty(("s",), ("k",), rows=1, ports=2, components=2)
+    arrays["tiles"][:] = tiles
+    arrays["slowest_cycles"][:] = compute
+    arrays["port_bytes"][0, 0] = moved
+    return Steps(**arrays)
+
+
+@pytest.mark.parametrize(
+    ("overlap", "bus", "cycles"),
+    [
+        ("overlap", "", 3 * 5),  # 3 and 4 cycles side by side, both below 5
+        ("overlap", "axi", 3 * 7),  # one after the other: 7
+        ("serial", "axi", 3 * (5 + 7)),
+        ("double_buffer", "", 4 + 3 * 5),
+        ("double_buffer", "axi", 7 + 7 + 7 + 5),
+    ],
+)
+def test_memories_of_one_bus_take_turns(overlap: str, bus: str, cycles: float) -> None:
+    steps, spec = two_ports(3, 5, (6, 8)), bus_machine(overlap, bus)
+    assert closed_form(steps, spec).cycles.tolist() == [cycles]
+    assert play(steps, spec).cycles.tolist() == [cycles]
+
+
+@pytest.mark.parametrize("overlap", ["overlap", "serial", "double_buffer"])
+def test_a_shared_bus_agrees_with_the_closed_form(overlap: str) -> None:
+    rng, spec = np.random.default_rng(1), bus_machine(overlap, "axi")
+    for _ in range(50):
+        steps = two_ports(int(rng.integers(1, 9)), rng.random() * 9, (rng.random() * 20, rng.random() * 20))
+        assert play(steps, spec).cycles[0] == pytest.approx(closed_form(steps, spec).cycles[0])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from accel_models import target
+from accel_models import target, targets
 from accel_models.spec import SPECS, load_spec, read_machine, sourced_numbers
 from workloads.errors import ConfigError
 
@@ -64,6 +64,14 @@ def test_mistakes_are_one_line(tmp_path: Path, text: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_memories_of_one_bus_must_overlap_alike(tmp_path: Path) -> None:
+    memory = yaml.safe_load((SPECS / "ideal.yaml").read_text())["memories"][0]
+    pair = [{**memory, "bus": "axi"}, {**memory, "name": "flash", "bus": "axi", "overlap": "serial"}]
+    path = machine_file(tmp_path, "child", yaml.safe_dump({"base": "ideal", "memories": pair}))
+    with pytest.raises(ConfigError, match=r"memories.1.overlap: 'serial', must be 'overlap' as on the rest of bus"):
+        load_spec(path)
+
+
 def test_two_files_based_on_each_other_are_refused(tmp_path: Path) -> None:
     machine_file(tmp_path, "one", "base: two\n")
     path = machine_file(tmp_path, "two", "base: one\n")
@@ -93,3 +101,13 @@ area_mm2:
 """
     spec = load_spec(machine_file(tmp_path, "child", text))
     assert spec.area_mm2 == {"macs": pytest.approx(0.318), "rest": 2.0}
+
+
+def test_a_folder_of_ones_own_machines_joins_the_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine_file(tmp_path, "mine", "base: ideal\nname: mine\n")
+    monkeypatch.setenv("CODESIGN_SPECS", str(tmp_path))
+    assert "mine" in targets()
+    assert target("mine").spec.macs_per_cycle == target("ideal").spec.macs_per_cycle
+    monkeypatch.setenv("CODESIGN_SPECS", str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match=r"CODESIGN_SPECS: .*nowhere is no folder"):
+        targets()
