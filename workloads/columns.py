@@ -33,6 +33,8 @@ class Columns:
         weight_bits, input_bits, output_bits: widths; input_bits is the producer's activation width.
         bias: 1 where a bias is stored. activation: index into ACTIVATION_CODES of the fused activation.
         fused: 1 where an elementwise add may be absorbed by its producer.
+        from_input, to_output: 1 where the first input is an input of the network, where the output leaves it; 0 for
+            unrelated rows, which are taken to stand inside a network.
         weight_density: float64, fraction of non-zero weights (1 where dense or without weights).
         input_density: float64, mean fraction of non-zeros of the first input (1 where unknown).
         input_density_variance: float64, variance of that fraction over the input's channels (0 where unknown): PEs
@@ -65,6 +67,8 @@ class Columns:
     bias: np.ndarray
     activation: np.ndarray
     fused: np.ndarray
+    from_input: np.ndarray
+    to_output: np.ndarray
     weight_density: np.ndarray
     input_density: np.ndarray
     input_density_variance: np.ndarray
@@ -79,7 +83,8 @@ class Columns:
         """One row a layer, in graph order."""
         from workloads.graph import OP_CODES
 
-        rows = [_row(graph, layer) for layer in graph.layers]
+        leaving = {_holder(graph, graph[name]).name for name in graph.outputs}
+        rows = [_row(graph, layer, leaving) for layer in graph.layers]
         arrays = {name: np.array([row[name] for row in rows], np.int64) for name in rows[0]} if rows else {}
         arrays["op"] = np.array([OP_CODES[layer.op] for layer in graph.layers], np.int64)
         densities = [_input_channels(graph, layer) for layer in graph.layers]
@@ -194,7 +199,9 @@ class Columns:
 ARRAY_FIELDS = tuple(f.name for f in dataclasses.fields(Columns) if f.name not in ("sparsity", "channel_density"))
 
 
-def _row(graph: LayerGraph, layer: Layer) -> dict[str, int]:
+def _row(graph: LayerGraph, layer: Layer, leaving: set[str]) -> dict[str, int]:
+    from workloads.graph import Op
+
     sources = [graph[name] for name in layer.inputs]
     names = ("n", "k", "c", "p", "q", "r", "s", "groups", "in_h", "in_w")
     return {name: getattr(layer, name) for name in names} | {
@@ -211,7 +218,16 @@ def _row(graph: LayerGraph, layer: Layer) -> dict[str, int]:
         "bias": int(bool(layer.bias)),
         "activation": activation_code(layer.activation),
         "fused": int(bool(layer.fused_into)),
+        "from_input": int(bool(sources) and _holder(graph, sources[0]).op is Op.INPUT),
+        "to_output": int(layer.name in leaving),
     }
+
+
+def _holder(graph: LayerGraph, layer: Layer) -> Layer:
+    """The layer whose tensor this is: views resolved to what they look at."""
+    while layer.inputs and layer.kind == "none":
+        layer = graph[layer.inputs[0]]
+    return layer
 
 
 def activation_code(activation: str) -> int:

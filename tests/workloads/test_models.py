@@ -20,6 +20,11 @@ from workloads.models.weights import load_weights, save_weights
 
 PUBLISHED_PARAMETERS = {
     "alexnet": 61_100_840,  # torchvision's documentation, as all ImageNet rows but MobileNetV1
+    "alexnet_2012": 60_965_224,  # Caffe's bvlc_alexnet
+    "autoencoder": 269_992 - 2 * (8 * 128 + 8),  # Keras' total less the statistics of the norms, as the next but one
+    "mnasnet": 4_383_312,
+    "ds_cnn": 24_908 - 2 * 9 * 64,
+    "mobilenet_v1_vww": 221_794 - 3 * 2_736,  # of its 2,736 norms the statistics, and the biases before them
     "lenet5": 431_080,
     "mobilenet_v1": 4_231_976,  # trainable parameters of Keras Applications
     "mobilenet_v2": 3_504_872,
@@ -38,6 +43,11 @@ PUBLISHED_PARAMETERS = {
 DIGITS_CNN_BY_HAND = 9 * 32 + 64 + 2 * (9 * 32 * 32 + 64) + 9 * 32 * 64 + 9 * 64 * 64 + 32 * 64 + 3 * 128 + 650
 TORCHVISION_KEYS = {
     "alexnet": {"features.10.weight": (256, 256, 3, 3), "classifier.6.bias": (1000,)},
+    "mnasnet": {
+        "layers.3.weight": (32, 1, 3, 3),
+        "layers.9.1.layers.3.weight": (120, 1, 5, 5),
+        "layers.15.bias": (1280,),
+    },
     "mobilenet_v2": {"features.1.conv.0.0.weight": (32, 1, 3, 3), "features.18.1.running_var": (1280,)},
     "resnet18": {"layer4.0.downsample.0.weight": (512, 256, 1, 1), "layer1.1.bn2.bias": (64,)},
     "resnet50": {"layer1.0.downsample.1.weight": (256,), "layer4.2.conv3.weight": (2048, 512, 1, 1)},
@@ -69,8 +79,9 @@ class TestEveryModel:
         assert count(model) == entry.parameters
         assert entry.name == name
         assert entry.summary
-        assert entry.input_shape[0] == data.data_sets()[entry.data].image_shape[0]
-        assert entry.num_classes == data.data_sets()[entry.data].num_classes
+        if entry.data:
+            assert entry.input_shape[0] == data.data_sets()[entry.data].image_shape[0]
+            assert entry.num_classes == data.data_sets()[entry.data].num_classes
         if entry.preprocessing is not None:
             assert len(entry.preprocessing.mean) == entry.input_shape[0]
 
@@ -133,6 +144,11 @@ class TestBuild:
         first, again, other = (build("digits_cnn", seed=seed).state_dict() for seed in (3, 3, 4))
         assert all(torch.equal(first[key], again[key]) for key in first)
         assert not torch.equal(first["conv.weight"], other["conv.weight"])
+
+    def test_options_go_over_those_of_the_entry(self):
+        narrow = build("mobilenet_v1", options={"width": 0.25})
+        assert count(narrow) == count(build("mobilenet_v1_0.25_128"))
+        assert build("mobilenet_v2", options={"expansion": 3}).features[2].conv[0][0].out_channels == 48
 
     def test_global_random_state_is_left_alone(self):
         before = torch.get_rng_state()

@@ -11,8 +11,9 @@ folder is all it takes. `models()` and `find()` never import torch.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workloads.data.store import VARIABLE, data_root
 from workloads.errors import ConfigError, DataError
@@ -30,6 +31,7 @@ def build(
     weights: Path | None = None,
     seed: int = 0,
     pretrained: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """A model of the zoo in eval mode, float32, on the CPU.
 
@@ -39,6 +41,7 @@ def build(
         weights: a safetensors file that fits the model exactly.
         seed: of the random initialisation. The global random state is left as it was.
         pretrained: take the known weights from the data folder.
+        options: of the family's `create`, over those of the entry: `build("mobilenet_v2", options={"width": 0.5})`.
 
     Raises:
         ConfigError: unknown name, num_classes < 1, or both weights and pretrained.
@@ -54,7 +57,7 @@ def build(
         raise ConfigError(f"{name!r}: give a weights file or pretrained=True, not both")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        model: nn.Module = importlib.import_module(entry.module).create(classes, **entry.options)
+        model: nn.Module = importlib.import_module(entry.module).create(classes, **{**entry.options, **(options or {})})
     file = pretrained_path(name) if pretrained else weights
     if file is not None:
         from workloads.models.weights import load_weights
@@ -80,7 +83,7 @@ def pretrained_path(name: str) -> Path:
 
 
 def example_input(name: str, batch: int = 1, seed: int = 0) -> Tensor:
-    """Standard normal numbers of the shape that a model takes: float32, (batch, c, h, w).
+    """Standard normal numbers of the shape that a model takes: float32, (batch, *input_shape).
 
     Raises:
         ConfigError: unknown name, or batch < 1.

@@ -1,4 +1,4 @@
-"""What several model files share: a convolution with batch norm, and He's initialisation."""
+"""What several model files share: a convolution with batch norm, scaled channels, and He's initialisation."""
 
 from __future__ import annotations
 
@@ -7,6 +7,19 @@ from typing import TypeVar
 from torch import nn
 
 M = TypeVar("M", bound=nn.Module)
+
+
+def scaled(channels: int, width: float, multiple: int = 8) -> int:
+    """Channels times width, to the nearest multiple of 8, and never below nine tenths of it.
+
+    Source: the MobileNet releases of TensorFlow (`make_divisible`), torchvision alike.
+
+    >>> scaled(32, 1.4), scaled(96, 0.5)
+    (48, 48)
+    """
+    wanted = channels * width
+    rounded = max(multiple, int(wanted + multiple / 2) // multiple * multiple)
+    return rounded if rounded >= 0.9 * wanted else rounded + multiple
 
 
 def conv_bn(c: int, k: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:

@@ -32,9 +32,9 @@ class ModelEntry:
         name: what users type.
         module: dotted name of the file that builds it.
         summary: one line for listings.
-        input_shape: (c, h, w) of one input.
+        input_shape: of one input: (c, h, w) for pictures and sounds, (features,) for plain numbers.
         num_classes: outputs by default.
-        data: name of the data set that it is made for.
+        data: name of the data set that it is made for; "" where none of ours is.
         parameters: their number with `num_classes` outputs, as published; buffers are not counted.
         source: where the form and the number come from.
         preprocessing: what its input needs; None where that is the data set's own normalisation.
@@ -45,7 +45,7 @@ class ModelEntry:
     name: str
     module: str
     summary: str
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     num_classes: int
     data: str
     parameters: int
