@@ -25,12 +25,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Prune a network for the hardware that runs it: price a PyTorch model on simulated machines, search pruning "
     "choices under a budget, fine-tune the pick and report.\n\nStart with [bold]codesign demo[/bold].",
-    epilog="A model is a name of `codesign models`; lower and simulate also take a layer graph (.json) or "
-    "package.module:function. "
+    epilog="A model is a name of `codesign models`; lower and simulate also take a layer graph (.json), a layer table "
+    "('table:resnet50 density=0.5'), a layer in words ('layer:conv c=64 k=64 h=56 r=3') or package.module:function. "
     "A target is a name of `codesign targets`, or a .yaml file.",
 )
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Zoo name, layer graph .json, or module:function.")]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Zoo name, layer graph .json, table:..., layer:..., or module:function.")
+]
 Weights = Annotated[Path | None, typer.Option(help="Weights to load (.safetensors).", show_default=False)]
 Pretrained = Annotated[bool, typer.Option(help="Use the known weights of the zoo model (below CODESIGN_DATA).")]
 Shape = Annotated[str | None, typer.Option("--input", help="Input shape for module:function, e.g. 1,3,224,224.")]
@@ -211,13 +213,33 @@ def demo(out: Out = Path("runs/demo"), seed: Seed = 0) -> None:
 
 @app.command()
 def validate(
-    target: Annotated[list[str] | None, typer.Argument(help="Machines; all by default.")] = None,
-    store: Annotated[bool, typer.Option("--store", help="Store the errors that results print (all machines).")] = False,
+    target: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TARGET]...", help="Machines, or .yaml files with a .csv beside them; all by default."),
+    ] = None,
+    rows: Annotated[bool, typer.Option("--rows", help="Print every row (done where machines are named).")] = False,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Fit the calibrated parameters again; print them beside the stored ones.")
+    ] = False,
+    store: Annotated[bool, typer.Option("--store", help="Store the errors that results print beside prices.")] = False,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write rows and errors here.")] = None,
+    docs: Annotated[
+        Path | None, typer.Option(help="Rewrite the blocks <!-- validation: NAME --> in Markdown below this folder.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw predicted against published into this folder.")] = None,
 ) -> None:
-    """Compare every published measurement with its prediction."""
-    from codesign import show
+    """Compare every published measurement with its prediction, and say how far a price can be trusted.
 
-    show.validation(target or [], store)
+    Rows are in accel_models/validation/TARGET.csv. Errors are |predicted / published - 1|, of percentages differences
+    in points; whole networks and single layers apart. "Network left out" predicts the rows of each network with
+    parameters fitted to the others. The interval is where 80 % of published values are expected, as factors of a
+    prediction; the one of ratios is for two variants of a network on one machine, whose common error cancels.
+
+    Example: codesign validate eyeriss_v2 --refit --plot runs/validation
+    """
+    from codesign.validation import validate as run
+
+    run(target or [], rows=rows, refit=refit, store=store, out=json_out, docs=docs, plot=plot)
 
 
 def _subject(model: str, weights: Path | None, pretrained: bool, shape: str | None, unknown: str) -> Subject:

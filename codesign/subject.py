@@ -1,4 +1,4 @@
-"""What a command works on: a model of the zoo, a user's own, or a saved layer graph."""
+"""What a command works on: a model of the zoo, a user's own, a saved layer graph, or one written out in a line."""
 
 from __future__ import annotations
 
@@ -60,6 +60,8 @@ class Subject:
             if weights or pretrained:
                 raise ConfigError(f"{name}: a layer graph takes no weights; lower the model with its weights instead")
             return cls(name, saved=LayerGraph.load(Path(name)))
+        if name.startswith(("table:", "layer:")):
+            return cls(name, saved=_written_out(name))
         if ":" in name:
             return _imported(name, weights, shape, unknown)
         from workloads.models import build, example_input
@@ -83,6 +85,16 @@ class Subject:
         if self.module is None or self.example is None:
             raise ConfigError(f"{command} needs a PyTorch model, {self.name} is a layer graph")
         return self.module, self.example
+
+
+def _written_out(text: str) -> LayerGraph:
+    """The graph of `table:resnet50@int8 density=0.5` or `layer:conv c=64 k=64 h=56 r=3`."""
+    from accel_models.validation.workload import workload
+
+    found = workload(text)
+    if found.layer:
+        raise ConfigError(f"{text}: #{found.layer} picks one layer's price, a simulation shows them all; leave it away")
+    return found.graphs[0]
 
 
 def _imported(name: str, weights: Path | None, shape: str | None, on_unknown: Literal["error", "vector"]) -> Subject:

@@ -75,6 +75,19 @@ class TestQuickCommands:
         assert "digits_cnn on Ideal" in out
         assert json.loads(result.read_text())[0]["target"] == "ideal"
 
+    def test_a_table_or_a_layer_in_words_is_priced(self, monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
+        code, out, _ = run(monkeypatch, capsys, "simulate", "table:resnet18@int8 n=2", "--target", "ideal")
+        assert code == 0
+        assert "layer4.1.conv2" in out
+        words = "layer:conv c=64 k=32 h=8 r=3"
+        code, out, _ = run(monkeypatch, capsys, "simulate", words, "--target", "ideal")
+        assert code == 0
+        assert f"{64 * 32 * 64 * 9 / 1e6:.2f}" in out
+        assert run(monkeypatch, capsys, "simulate", f"{words} x=3", "--target", "ideal")[0] == 2
+        code, _, error = run(monkeypatch, capsys, "simulate", "table:resnet18#conv1", "--target", "ideal")
+        assert code == 2
+        assert "leave it away" in error
+
     def test_set_changes_the_machine(self, monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
         plain = run(monkeypatch, capsys, "simulate", "lenet5", "--target", "ideal")[1]
         fast = run(monkeypatch, capsys, "simulate", "lenet5", "--target", "ideal", "--set", "clock_hz=5e9")[1]
