@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
@@ -34,6 +34,7 @@ def _value_with_source(given: Any, info: ValidationInfo) -> Any:
     return given["value"]
 
 
+Model = TypeVar("Model", bound=BaseModel)
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same reader in C where PyYAML was built with it
 SPECS = Path(__file__).parent / "specs"
 
@@ -192,19 +193,30 @@ def parse_spec(data: Mapping[str, Any], where: str) -> HardwareSpec:
     from accel_models.registry import family_class
 
     context = {"sources": data.get("sources") if isinstance(data.get("sources"), dict) else {}}
+    spec, mistakes = _validated(HardwareSpec, data, context, "")
     try:
-        spec = HardwareSpec.model_validate(data, context=context)
-        cls = family_class(spec.family)
-        parameters = cls.Parameters.model_validate(data.get("parameters") or {}, context=context)
-    except ValidationError as error:
-        prefix = "parameters." if error.title != "HardwareSpec" else ""
-        raise ConfigError(f"{where}: " + "; ".join(_mistakes(error, prefix))) from error
+        cls = family_class(data["family"]) if isinstance(data.get("family"), str) else None
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError("; ".join([f"{where}: {error}", *mistakes])) from error
+    parameters, further = (
+        _validated(cls.Parameters, data.get("parameters") or {}, context, "parameters.") if cls else (None, [])
+    )
+    if spec is None or cls is None or parameters is None:
+        raise ConfigError(f"{where}: " + "; ".join([*mistakes, *further]))
     spec = spec.model_copy(update={"parameters": parameters})
     if mistakes := [*_dangling(spec), *_mixed_buses(spec), *_energy_mistakes(spec, cls.components)]:
         raise ConfigError(f"{where}: " + "; ".join(mistakes))
     return spec
+
+
+def _validated(
+    model: type[Model], data: Any, context: Mapping[str, Any], prefix: str
+) -> tuple[Model | None, list[str]]:
+    """The data as a model, or None and what is wrong."""
+    try:
+        return model.model_validate(data, context=context), []
+    except ValidationError as error:
+        return None, _mistakes(error, prefix)
 
 
 def sourced_numbers(data: Any, path: str = "") -> Iterator[tuple[str, Any, str]]:

@@ -16,6 +16,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ class Block:
 def read_blocks(text: str, name: str) -> list[Block]:
     """The blocks of a document that are run, in order."""
     fences, blocks = list(FENCE.finditer(text)), []
-    for fence, after in zip(fences, [*fences[1:], None], strict=True):
+    for fence, after in zip_longest(fences, fences[1:]):
         body = textwrap.dedent(fence["body"])
         follows = after and after["language"] in {"output", "text"} and not text[fence.end() : after.start()].strip()
         comment = " ".join(re.findall(r"<!--(.*?)-->", fence["comments"]))
