@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from workloads.errors import CodesignError, ConfigError, PlanError, unknown_name
+from workloads.errors import CodesignError, ConfigError, PlanError
 
 if TYPE_CHECKING:
     from accel_models import SimulationResult, Target
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from workloads.graph import LayerGraph
 
 
-def console() -> Console:
+def console(width: int = 140) -> Console:
     """Wide enough for tables when the output is a file."""
     found = Console(highlight=False)
-    return found if found.is_terminal else Console(highlight=False, width=140)
+    return found if found.is_terminal else Console(highlight=False, width=width)
 
 
 def targets(name: str | None) -> None:
@@ -31,12 +31,12 @@ def targets(name: str | None) -> None:
     from accel_models.registry import spec_files
     from accel_models.result import describe_error
     from accel_models.spec import read_machine, sourced_numbers
-    from accel_models.validation import error_bar
+    from accel_models.validation import error_bars
 
     if name is None:
         table = Table("target", "what it is", "error of the model", box=None)
         for each in names():
-            table.add_row(each, find(each).spec.title, describe_error(error_bar(each)))
+            table.add_row(each, find(each).spec.title, describe_error(error_bars(each)))
         console().print(table)
         return
     machine = find(name)
@@ -44,12 +44,13 @@ def targets(name: str | None) -> None:
     table = Table("number", "value", "source", box=None, title=machine.spec.title)
     data = read_machine(path)
     for where, value, source in sourced_numbers(data):
-        table.add_row(where, str(value), data.get("sources", {}).get(source, source))
+        shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+        table.add_row(where, shown, data.get("sources", {}).get(source, source))
     out = console()
     out.print(table)
     if area := sum(machine.spec.area_mm2.values()):
-        out.print(f"area: {area:,.1f} mm2")
-    out.print(f"channels are computed {machine.channel_multiple} together; {describe_error(error_bar(machine.name))}")
+        out.print(f"area: {area:,.3g} mm2")
+    out.print(f"channels are computed {machine.channel_multiple} together; {describe_error(error_bars(machine.name))}")
 
 
 def models() -> None:
@@ -172,39 +173,3 @@ def parse_changes(changes: Sequence[str]) -> dict[str, float]:
         except json.JSONDecodeError as error:
             raise ConfigError(f"--set {text!r}: must be path=number, e.g. clock_hz=1e9") from error
     return found
-
-
-def validation(names: Sequence[str], store: bool) -> None:
-    """Published rows beside predictions, and each target's error."""
-    from accel_models import targets as known
-    from accel_models.validation.compare import compare, compare_as_shipped, summary
-    from accel_models.validation.compare import store as write
-
-    screen, results = console(), {}
-    if wrong := [name for name in names if name not in known()]:
-        raise unknown_name("target", wrong[0], known())
-    for name in names or known():
-        comparisons = compare(name)
-        table = Table("row", "published", "predicted", "unit", "error", "kind", box=None, title=name)
-        for item in comparisons:
-            row = item.row
-            table.add_row(
-                row.id, f"{row.value:,.3f}", f"{item.predicted:,.3f}", row.unit, f"{item.error:+.1%}", row.kind
-            )
-        if comparisons:
-            screen.print(table)
-        bar = summary(comparisons)
-        if bar:
-            results[name] = bar
-        screen.print(f"{name}: {bar or 'no published rows are at hand'}")
-        if plain := summary(compare_as_shipped(name)):
-            screen.print(f"{name}, layers by themselves priced as if inside a network: {plain}")
-    if store:
-        write({**results} if not names else {**_others(names), **results})
-
-
-def _others(names: Sequence[str]) -> dict[str, Any]:
-    from accel_models import targets as known
-    from accel_models.validation import error_bar
-
-    return {name: bar for name in known() if name not in names and (bar := error_bar(name))}
