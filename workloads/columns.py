@@ -8,6 +8,7 @@ these arrays, never by building graphs.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -138,17 +139,10 @@ class Columns:
 
     def is_op(self, *names: str) -> np.ndarray:
         """Boolean: the row's op is one of the named ones."""
-        from workloads.graph import OP_CODES, Op
-
-        return np.isin(self.op, [OP_CODES[Op(name)] for name in names])
+        return np.asarray(_op_table(names)[self.op])
 
     def _is_kind(self, kind: str) -> np.ndarray:
-        from workloads.graph import KIND, OP_CODES
-
-        table = np.zeros(len(OP_CODES), bool)
-        for op, code in OP_CODES.items():
-            table[code] = KIND[op] == kind
-        return np.asarray(table[self.op])
+        return np.asarray(_kind_table(kind)[self.op])
 
     def take(self, rows: np.ndarray | slice) -> Columns:
         """The chosen rows."""
@@ -197,6 +191,24 @@ class Columns:
 
 
 ARRAY_FIELDS = tuple(f.name for f in dataclasses.fields(Columns) if f.name not in ("sparsity", "channel_density"))
+
+
+@functools.cache
+def _op_table(names: tuple[str, ...]) -> np.ndarray:
+    """Boolean by op code: is it one of the named ones."""
+    from workloads.graph import OP_CODES, Op
+
+    table = np.zeros(len(OP_CODES), bool)
+    table[[OP_CODES[Op(name)] for name in names]] = True
+    return table
+
+
+@functools.cache
+def _kind_table(kind: str) -> np.ndarray:
+    """Boolean by op code: is it of that kind."""
+    from workloads.graph import KIND, OP_CODES
+
+    return np.array([KIND[op] == kind for op in sorted(OP_CODES, key=OP_CODES.__getitem__)])
 
 
 def _row(graph: LayerGraph, layer: Layer, leaving: set[str]) -> dict[str, int]:
