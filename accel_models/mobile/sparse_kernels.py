@@ -1,39 +1,28 @@
-"""Sparse kernels of a mobile CPU: unstructured non-zeros times vectors of pixels, and kernel patterns.
+"""Sparse kernels of a mobile CPU: unstructured non-zeros or k x 1 blocks times vectors of pixels, and kernel patterns.
 
-Both search how many vectors of pixels to hold in registers and into how many blocks to cut the filters: more pixels
-reuse a weight more often but no longer find their inputs in L1; more blocks keep a block's weights in L1 but walk over
-the input once each. `accel_models.mobile.cpu` is the chapter.
+What a kernel holds in registers and into how many blocks its filters are cut is searched: more pixels reuse a weight
+more often but no longer find their inputs in L1; more blocks keep a block's weights in L1 but walk over the input once
+each; rows that share indices share loads too, but multiply the zeros of blocks that are not full. The search prices
+all combinations at once, (register tiles, filter blocks, rows of the chunk), and keeps the cheapest.
+
+The input lies channel by channel: the next non-zero's pixels are a plane away, in another page, which costs
+`jump_cycles` besides. `accel_models.mobile.cpu` is the chapter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from accel_models.mapping import choose
-from accel_models.mobile.passes import (
-    COLD,
-    DRAIN_CYCLES,
-    DRAM,
-    L1,
-    L2,
-    L3,
-    Levels,
-    Passes,
-    Stream,
-    bytes_by_port,
-    either,
-)
+from accel_models.mobile.passes import Levels, Passes, Stream, bytes_by_port, either
+from accel_models.mobile.products import DRAIN_CYCLES
+from accel_models.mobile.runtime import Pattern, Spmm
 from workloads.columns import Columns
 from workloads.random_masks import RandomMasks
 
-SPMM_VECTORS = (1, 2, 4, 8, 16)  # vectors of pixels that a non-zero is multiplied with
-PATTERN_SIDES = (1, 2, 3, 4, 5)  # side of the square of vectors that a pattern kernel holds
-FILTER_BLOCKS = (1, 4, 16, 64)  # into how many blocks the filters are cut
-INDEX_BYTES = 4
 HALO = 1.3  # a pattern kernel's packed input over the input: each block of pixels is stored with its border
+SEARCH_ROWS = 256  # rows searched at once: the arrays of all combinations stay in a core's caches
 
 
 def has_patterns(rows: Columns, row: int, limit: int) -> bool:
@@ -42,20 +31,76 @@ def has_patterns(rows: Columns, row: int, limit: int) -> bool:
     return mask is not None and mask.is_exact and mask.r * mask.s > 1 and mask.distinct_patterns <= limit
 
 
-def _imbalance(s: Passes) -> np.ndarray:
-    """Non-zeros of the busiest thread over the mean, filters being dealt out in turn; 1 with one thread."""
-    if s.cpu.threads == 1:
-        return np.ones(len(s.rows))
+def _imbalance(s: Passes, sizes: tuple[int, ...]) -> np.ndarray:
+    """Non-zeros of the busiest thread over the mean, (sizes, rows): filters, or groups of filters that share indices,
+    are dealt out in turn. 1 with one thread, or where idle threads take work from others.
+
+    Random zeros even out in blocks, of which few are empty: there only groups that threads cannot share evenly count.
+    """
+    threads = s.cpu.threads
+    found = np.ones((len(sizes), len(s.rows)))
+    if threads == 1 or s.cpu.runtime.schedule == "stealing":
+        return found
+    for i, size in enumerate(sizes):
+        groups = np.ceil(s.k / size)
+        found[i] = np.ceil(groups / threads) * threads / groups
     chance = RandomMasks(s.k, s.c, s.rows.r, s.rows.s, s.rows.weight_density)
-    found = np.array(chance.balance(s.cpu.threads, "filter", "interleaved").imbalance)
+    found[sizes.index(1)] = np.maximum(chance.balance(threads, "filter", "interleaved").imbalance, 1.0)
+    for j, mask in enumerate(s.rows.sparsity):
+        if mask is not None and mask.is_exact:
+            found[:, j] = max(mask.balance(threads, "filter", "interleaved").imbalance, 1.0)
+    return found
+
+
+def _stored_blocks(s: Passes, sizes: tuple[int, ...]) -> np.ndarray:
+    """Blocks of each size x 1 output channels that hold a non-zero, (sizes, rows)."""
+    chance = RandomMasks(s.k, s.c, s.rows.r, s.rows.s, s.rows.weight_density)
+    nonzeros = s.rows.weight_density * s.weights
+    found = np.stack([nonzeros if size == 1 else chance.block_nonzeros(size, 1) for size in sizes])
     for i, mask in enumerate(s.rows.sparsity):
         if mask is not None and mask.is_exact:
-            found[i] = mask.balance(s.cpu.threads, "filter", "interleaved").imbalance
-    return np.maximum(found, 1.0)
+            found[:, i] = [mask.block_nonzeros(size, 1) for size in sizes]
+    return found
 
 
-class Blocking(NamedTuple):
-    """One way to run a sparse kernel: parallel iterations, core cycles, streams, slowest thread over mean."""
+class Tiles(NamedTuple):
+    """What a sparse kernel costs with each of its register tiles, float64 (tiles, rows) where not said otherwise.
+
+    Attributes:
+        pieces: tiles that cover the pixels. cycles: of one core, all filters. imbalance: of the thread with most of
+            them over the mean.
+        stored: bytes of weights and indices. window: bytes that instructions load of the input.
+        near: where the pixels of a tile are found when they are loaded again.
+        first, levels: bytes that fetch the input once for a block of filters, and where they are found; (rows,) or
+            (tiles, rows).
+    """
+
+    pieces: np.ndarray
+    cycles: np.ndarray
+    imbalance: np.ndarray
+    stored: np.ndarray
+    window: np.ndarray
+    near: Levels
+    first: np.ndarray
+    levels: Levels
+
+    def of(self, take: Any) -> Tiles:
+        """Each array reduced by `take`."""
+        near, levels = tuple(map(take, self.near)), tuple(map(take, self.levels))
+        plain = {
+            name: take(getattr(self, name)) for name in ("pieces", "cycles", "imbalance", "stored", "window", "first")
+        }
+        return Tiles(near=near, levels=levels, **plain)
+
+    def streams(self, s: Passes, blocks: np.ndarray) -> tuple[Stream, ...]:
+        """The bytes that it moves, all filters in so many blocks; weights come from DRAM, then from near."""
+        again = Stream(self.stored * np.maximum(self.pieces - 1, 0), s.levels(self.stored / blocks))
+        first = Stream(self.first * blocks, self.levels)
+        return Stream(self.window, (*self.near[:-1], 0.0)), Stream(self.stored, s.cold), first, again
+
+
+class Choice(NamedTuple):
+    """The cheapest combination for every row, (rows,): iterations, core cycles, streams, slowest thread over mean."""
 
     items: np.ndarray
     cycles: np.ndarray
@@ -63,85 +108,136 @@ class Blocking(NamedTuple):
     imbalance: np.ndarray
 
 
-def _cheapest(s: Passes, sizes: tuple[int, ...], plan: Callable[[Any, Any], Blocking]) -> Blocking:
-    """The blocking of least estimated time among sizes x FILTER_BLOCKS, for every row."""
-    options = [(float(size), float(blocks)) for size in sizes for blocks in FILTER_BLOCKS]
-    bandwidth = [memory.bandwidth_bytes_per_cycle for memory in s.cpu.spec.memories]
-    costs = []
-    for size, blocks in options:
-        items, cycles, streams, imbalance = plan(size, np.minimum(blocks, s.k))
-        share = np.ceil(items / s.cpu.threads) / items
-        moved = bytes_by_port(streams, len(items))
-        private = [moved[port] * share / bandwidth[port] for port in (L1, L2, L3)]
-        shared = moved[DRAM] / bandwidth[DRAM]
-        costs.append(np.maximum.reduce([cycles * s.cpu.slowest_cycle * imbalance * share, *private, shared]))
-    best = np.array(options)[choose(np.stack(costs))]
-    return plan(best[:, 0], np.minimum(best[:, 1], s.k))
+def _cheapest(s: Passes, tiles: Tiles, filter_blocks: tuple[int, ...], out: Stream, by_tile: bool) -> Choice:
+    """The tile and the blocks of least time, of all combinations, for every row.
+
+    Args:
+        out: what is written besides. by_tile: threads share out tiles of pixels and blocks of filters, else filters.
+    """
+    options = np.array(filter_blocks, float)[:, None]
+    written = np.stack(bytes_by_port([out], len(s.k), len(s.cpu.spec.ports)))
+    tile, blocks = np.zeros(len(s.k), np.int64), np.ones(len(s.k))
+    for start in range(0, len(s.k), SEARCH_ROWS):
+        rows = slice(start, start + SEARCH_ROWS)
+        cut = np.minimum(options, s.k[rows])
+        part = tiles.of(lambda x, rows=rows: np.asarray(x)[..., None, rows])
+        costs = _costs(s, part, cut, written[:, rows], by_tile)
+        best = costs.reshape(-1, costs.shape[-1]).argmin(axis=0)
+        tile[rows], which = np.divmod(best, len(options))
+        blocks[rows] = cut[which, np.arange(cut.shape[1])]
+    every = np.arange(len(s.k))
+    best_tiles = tiles.of(lambda x: x[tile, every] if np.ndim(x) == 2 else x)
+    items, slowest = _shares(s, best_tiles, blocks, by_tile)
+    return Choice(items, best_tiles.cycles, best_tiles.streams(s, blocks), slowest)
 
 
-def spmm(s: Passes) -> None:
-    """Unstructured zeros: each non-zero weight times `size` vectors of pixels."""
-    depth, nonzeros = s.c * s.taps, s.rows.weight_density * s.weights
-    vectors = np.ceil(s.pixels / s.lanes)
+def _shares(s: Passes, tiles: Tiles, blocks: np.ndarray, by_tile: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Parallel iterations, and the slowest one over the mean: tiles of pixels are alike, blocks of filters are not."""
+    if by_tile:
+        return tiles.pieces * blocks, np.where(blocks > 1, tiles.imbalance, 1.0)
+    return np.full(blocks.shape, float(s.cpu.threads)), tiles.imbalance + 0 * blocks
+
+
+def _costs(s: Passes, tiles: Tiles, blocks: np.ndarray, out: np.ndarray, by_tile: bool) -> np.ndarray:
+    """Cycles of every combination, (tiles, blocks, rows), as `timeline` will price them.
+
+    (Exactly where ports overlap or are a core's own; what else a machine file may say is approximated.)
+    """
+    threads = s.cpu.threads
+    items, imbalance = _shares(s, tiles, blocks, by_tile)
+    own, alone = tiles.cycles * s.cpu.team.slowest * imbalance, np.zeros(1)
+    shared, streams = np.zeros(1), tiles.streams(s, blocks)
+    for port, memory in enumerate(s.cpu.spec.memories):
+        moved = sum((stream.size * ((1.0, *stream.levels)[port]) for stream in streams), start=out[port])
+        cycles = moved / memory.bandwidth_bytes_per_cycle
+        if memory.overlap == "serial":
+            own = own + cycles
+        elif memory.shared:
+            shared = np.maximum(shared, cycles)
+        else:
+            alone = np.maximum(alone, cycles)
+    own = np.maximum(own, alone)
+    if threads == 1:
+        return np.asarray(np.maximum(own, shared))
+    before = np.ceil(items / threads) - 1  # full waves before the last
+    own, shared = own / items, shared / items
+    full = np.maximum(own, shared * np.minimum(items, threads))
+    return np.asarray(before * full + np.maximum(own, shared * (items - before * threads)))
+
+
+def spmm(s: Passes, name: str, kernel: Spmm) -> None:
+    """Non-zeros (or blocks of rows x 1) times vectors of pixels; a spatial or strided layer is lowered first."""
+    depth, nonzeros, out = s.c * s.taps, s.rows.weight_density * s.weights, s.write_output()
     gathered = (s.taps > 1) | (s.rows.stride_h > 1) | (s.rows.stride_w > 1)
     panel, source = s.buffer(depth * s.pixels), s.read_input()
     s.charge("pack", np.ceil(depth / 4), s.vector_cycles(depth * s.pixels), (source, panel), when=gathered)
-    levels = either(gathered, panel, source).levels
-    stored = nonzeros * (s.weight_bytes + INDEX_BYTES)
-    out = s.write_output()
-
-    def loop(size: Any) -> Any:
-        """Cycles of one non-zero: a load and an FMA a vector, beside them weight, index and pointer."""
-        p = s.p
-        bounds = (size / p.vector_pipes, (size + 2) / p.loads_per_cycle, (2 * size + 3) / p.instructions_per_cycle)
-        return np.where(size > 0, np.maximum.reduce(np.broadcast_arrays(*bounds)), 0.0)
-
-    busiest = _imbalance(s)
-
-    def plan(size: Any, blocks: Any) -> Blocking:
-        full, rest = np.divmod(vectors, size)
-        tiles = np.ceil(vectors / size)
-        inner = nonzeros * (full * loop(size) + loop(rest)) / s.p.sparse_efficiency
-        cycles = inner + s.k * (1.5 * vectors + DRAIN_CYCLES * tiles)
-        near = s.levels(depth * np.minimum(size * s.lanes, s.pixels) * s.in_bytes)
-        again = Stream(nonzeros * vectors * s.lanes * s.in_bytes, Levels(near.l1, near.l2, 0.0))
-        first = Stream(panel.size * blocks, levels)
-        weights = Stream(stored * np.maximum(tiles - 1, 0), s.levels(stored / blocks))
-        streams = (again, first, Stream(stored, COLD), weights, out)
-        return Blocking(tiles * blocks, cycles, streams, np.where(blocks > 1, busiest, 1.0))
-
-    items, cycles, streams, imbalance = _cheapest(s, SPMM_VECTORS, plan)
-    s.charge("compute", items, cycles, streams, macs=nonzeros * s.pixels, imbalance=imbalance, launch=True)
+    tiles = _spmm_tiles(s, kernel, depth, either(gathered, panel, source))
+    choice = _cheapest(s, tiles, kernel.filter_blocks, out, by_tile=True)
+    s.charge(
+        "compute", choice.items, choice.cycles, (*choice.streams, out),
+        macs=nonzeros * s.pixels, imbalance=choice.imbalance, launch=True,
+    )  # fmt: skip
     s.activate()
 
 
-def pattern(s: Passes) -> None:
-    """Few kernel patterns: size x size vectors of pixels in registers, input loaded once for all taps of a kernel."""
+def _spmm_tiles(s: Passes, kernel: Spmm, depth: np.ndarray, held: Stream) -> Tiles:
+    """All register tiles that fit: `size` vectors of pixels x `rows` output channels, (tiles, rows of the chunk)."""
+    options = [(v, i) for i, r in enumerate(kernel.rows) for v in kernel.vectors if v * r <= kernel.registers]
+    size, which = np.array(options, float)[:, :1], [i for _, i in options]
+    rows, core = np.array(kernel.rows, float)[which][:, None], s.core
+    blocks, vectors = _stored_blocks(s, kernel.rows)[which], np.ceil(s.pixels / s.lanes)
+
+    def step(vectors: np.ndarray) -> np.ndarray:
+        """Cycles of one block: `rows` FMAs a vector, its load, and what a block needs besides."""
+        fmas, loads = vectors * rows, vectors + kernel.loads
+        instructions = (fmas + vectors + kernel.instructions) / core.instructions_per_cycle
+        busy = np.maximum(np.maximum(fmas * (s.lanes / s.peak), loads / core.loads_per_cycle), instructions)
+        return (
+            np.maximum(busy / kernel.efficiency, core.chain_cycles) + loads * core.exposed_load_cycles + s.p.jump_cycles
+        )
+
+    full = np.floor(vectors / size)
+    rest = vectors - full * size
+    count = full + (rest > 0)
+    inner = blocks * (full * step(size) + np.where(rest > 0, step(rest), 0.0))
+    cycles = inner + s.k * 1.5 * vectors + np.ceil(s.k / rows) * DRAIN_CYCLES * count
+    imbalance = 1 + (_imbalance(s, kernel.rows)[which] - 1) * inner / cycles
+    stored = blocks * (rows * s.weight_bytes + kernel.index_bytes)
+    window = blocks * vectors * s.lanes * s.in_bytes
+    near = s.levels(depth * np.minimum(size * s.lanes, s.pixels) * s.in_bytes)
+    return Tiles(count, cycles, imbalance, stored, window, near, held.size, held.levels)
+
+
+def pattern(s: Passes, name: str, kernel: Pattern) -> None:
+    """Few kernel patterns: side x side vectors of pixels in registers, input loaded once for all taps of a kernel."""
     masks = [mask for mask in s.rows.sparsity if mask is not None]
     kernels = np.array([mask.k * mask.c - mask.zero_kernels for mask in masks], float)
     nonzeros = np.array([mask.nonzeros for mask in masks], float)
-    entries = nonzeros / np.maximum(kernels, 1)
     frame, source = s.buffer(HALO * s.padded), s.read_input()
     s.charge("pack", np.ceil(s.c / 4), s.vector_cycles(HALO * s.padded), (source, frame))
-    stored = nonzeros * s.weight_bytes + kernels * INDEX_BYTES
+    stored = nonzeros * s.weight_bytes + kernels * kernel.index_bytes
+    entries = nonzeros / np.maximum(kernels, 1)
+    side = np.array(kernel.sides, float)[:, None]
+    count = np.ceil(s.pixels / (s.lanes * side**2))
+    fmas = entries * side**2
+    loads = (side + 2) * (side + np.where(entries > 6, 2, 1))  # four taps of a kernel span two rows or columns
+    bounds = (
+        fmas * s.lanes / s.peak,
+        loads / s.core.loads_per_cycle,
+        (fmas + loads + 6) / s.core.instructions_per_cycle,
+    )
+    each = np.maximum(np.maximum(*bounds[:2]), bounds[2]) + loads * s.core.exposed_load_cycles
+    inner = kernels * count * each / kernel.efficiency
+    cycles = inner + s.k * count * (1.5 * side**2 + DRAIN_CYCLES)
+    window = loads * s.lanes * s.in_bytes
+    first, near = s.c * window * count, s.levels(s.c * window)
+    again = kernels * count * window
+    imbalance = 1 + (_imbalance(s, (1,)) - 1) * inner / cycles
+    tiles = Tiles(count, cycles, imbalance, stored + 0 * count, again, near, first, frame.levels)
     out = s.write_output()
-    busiest = _imbalance(s)
-    reach = np.where(entries > 6, 2, 1)  # four taps of a kernel span two rows or columns
-
-    def plan(size: Any, blocks: Any) -> Blocking:
-        tiles = np.ceil(s.pixels / (s.lanes * size**2))
-        fmas, loads = entries * size**2, (size + 2) * (size + reach)
-        bounds = (fmas / s.p.vector_pipes, loads / s.p.loads_per_cycle, (fmas + loads + 6) / s.p.instructions_per_cycle)
-        inner = kernels * tiles * np.maximum.reduce(np.broadcast_arrays(*bounds)) / s.p.sparse_efficiency
-        cycles = inner + s.k * tiles * (1.5 * size**2 + DRAIN_CYCLES)
-        window = loads * s.lanes * s.in_bytes
-        near = s.levels(s.c * window)
-        again = Stream(kernels * tiles * window, Levels(near.l1, near.l2, 0.0))
-        first = Stream(s.c * window * tiles * blocks, frame.levels)
-        weights = Stream(stored * np.maximum(tiles - 1, 0), s.levels(stored / blocks))
-        threads = np.minimum(float(s.cpu.threads), s.k)
-        return Blocking(threads, cycles, (again, first, Stream(stored, COLD), weights, out), busiest)
-
-    items, cycles, streams, imbalance = _cheapest(s, PATTERN_SIDES, plan)
-    s.charge("compute", items, cycles, streams, macs=nonzeros * s.pixels, imbalance=imbalance, launch=True)
+    choice = _cheapest(s, tiles, kernel.filter_blocks, out, by_tile=False)
+    s.charge(
+        "compute", choice.items, choice.cycles, (*choice.streams, out),
+        macs=nonzeros * s.pixels, imbalance=choice.imbalance, launch=True,
+    )  # fmt: skip
     s.activate()
