@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from accel_models.spec import HardwareSpec
-from accel_models.validation import ErrorBar, error_bar
+from accel_models.validation import LEVEL, ErrorBar, ErrorBars, error_bars
 from workloads.errors import ConfigError
 from workloads.graph import Kind, LayerGraph
 
+VERSION = 2  # of the JSON of a simulation result
 BOUNDS = ("compute", "padding", "imbalance", "launch", "none")  # ports of the spec follow
 
 
@@ -105,7 +106,7 @@ class SimulationResult:
         graph, target, title: names of the workload and of the machine.
         clock_hz: of the machine's cycles. precision: that it was priced in, e.g. "int8".
         layers: one entry a layer, in graph order. Totals are sums over them.
-        error: error of this machine's model against published measurements; None if there are none.
+        error: errors of this machine's model against published measurements; None if there are none.
         notes: what a reader must know, e.g. a conversion of precision, or layers priced as vector work.
     """
 
@@ -115,7 +116,7 @@ class SimulationResult:
     clock_hz: float
     precision: str
     layers: tuple[LayerPrice, ...]
-    error: ErrorBar | None
+    error: ErrorBars | None
     notes: tuple[str, ...] = ()
 
     @property
@@ -129,6 +130,15 @@ class SimulationResult:
     @property
     def energy_j(self) -> float:
         return sum(sum(layer.energy_j.values()) for layer in self.layers)
+
+    @property
+    def time_error(self) -> ErrorBar | None:
+        """Error of this machine's times; None where no published ones are at hand."""
+        return self.error.time if self.error else None
+
+    @property
+    def energy_error(self) -> ErrorBar | None:
+        return self.error.energy if self.error else None
 
     @property
     def macs(self) -> int:
@@ -148,7 +158,7 @@ class SimulationResult:
         return next(layer for layer in self.layers if layer.name == name)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"format": "codesign.simulation", "version": 1, **dataclasses.asdict(self)}
+        return {"format": "codesign.simulation", "version": VERSION, **dataclasses.asdict(self)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SimulationResult:
@@ -157,11 +167,11 @@ class SimulationResult:
         Raises:
             ConfigError: not a simulation result of this version.
         """
-        if data.get("format") != "codesign.simulation" or data.get("version") != 1:
-            raise ConfigError("not a simulation result of version 1: see fields 'format' and 'version'")
+        if data.get("format") != "codesign.simulation" or data.get("version") != VERSION:
+            raise ConfigError(f"not a simulation result of version {VERSION}: see fields 'format' and 'version'")
         values = {key: value for key, value in data.items() if key not in ("format", "version")}
         values["layers"] = tuple(LayerPrice(**{**row, "shape": tuple(row["shape"])}) for row in values["layers"])
-        values["error"] = ErrorBar(**values["error"]) if values["error"] else None
+        values["error"] = ErrorBars.from_dict(values["error"]) if values["error"] else None
         return cls(**{**values, "notes": tuple(values["notes"])})
 
     def __str__(self) -> str:
@@ -174,15 +184,36 @@ class SimulationResult:
                     f"{layer.latency_s * 1e6:10.1f} {layer.utilization:5.0%}  {layer.bound}"
                 )
         lines.append(
-            f"{self.graph} on {self.title} ({self.precision}): {self.latency_s * 1e3:.3f} ms, "
-            f"{self.energy_j * 1e3:.3f} mJ, {self.cycles:,.0f} cycles; {describe_error(self.error)}"
+            f"{self.graph} on {self.title} ({self.precision}): {with_interval(self.latency_s, self.time_error)} ms, "
+            f"{with_interval(self.energy_j, self.energy_error)} mJ, {self.cycles:,.0f} cycles; "
+            f"{describe_error(self.error)}"
         )
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
-def describe_error(error: ErrorBar | None) -> str:
-    """What is known of the model's error, in one phrase."""
-    return str(error) if error else "error unknown: no published measurements of this machine are at hand"
+def describe_error(error: ErrorBars | None) -> str:
+    """What is known of the errors of the model's times and energies, in one phrase.
+
+    Where no time was published, other quantities that were (facts of the mapping, shares) stand for it.
+    """
+    if error is None:
+        return "error unknown: no published measurements of this machine are at hand"
+    time = error.time or error.of("facts") or error.of("shares") or error.of("traffic")
+    known = (("time", time), ("energy", error.energy))
+    return "; ".join(str(bar) if bar else f"no published {name} is at hand" for name, bar in known)
+
+
+def with_interval(value: float, error: ErrorBar | None, scale: float = 1e3) -> str:
+    """A value times `scale` and, in brackets, the interval in which a published value is expected.
+
+    >>> with_interval(0.0125, None)
+    '12.500'
+    """
+    shown = f"{value * scale:.3f}"
+    if error is None or error.absolute is None:
+        return shown
+    low, high = (bound * scale for bound in error.absolute.around(value))
+    return f"{shown} ({LEVEL:.0%} interval {low:.3f} to {high:.3f}{error.caveat})"
 
 
 def summarize(
@@ -224,7 +255,7 @@ def summarize(
         clock_hz=float(spec.clock_hz),
         precision=_precision(graph),
         layers=tuple(rows),
-        error=error_bar(spec.name),
+        error=error_bars(spec.name),
         notes=tuple(_notes(graph, converted)),
     )
 

@@ -5,16 +5,19 @@
         def machine(self): return accel_models.target("mine.yaml")
 
 The laws hold for every family: parts sum to totals, no result below the work really done over peak or the bytes
-really moved over bandwidth, more work never costs less, rows do not depend on their neighbours.
+really moved over bandwidth, multiplications counted here from the layer alone, every byte moved at least once and on
+small layers about once, more work never costs less, rows do not depend on their neighbours.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 
 import numpy as np
 
+from accel_models.ideal import compulsory_bytes
 from accel_models.mapping import Steps
 from accel_models.placement import place
 from accel_models.pricing import Target
@@ -22,6 +25,10 @@ from workloads.columns import Columns
 from workloads.graph import KIND, OP_CODES, Kind, Layer, LayerGraph, Op
 
 SLACK = 1e-9  # relative, for floating-point sums
+WINOGRAD_SAVES = 324 / 64  # the largest tile in use, F(6 x 6, 3 x 3): 64 multiplications for 36 outputs of 9 taps
+CODER_SAVES = 0.85  # of the bytes of dense weights that an entropy coder leaves
+SMALL_BYTES = 2000  # a layer of fewer fits everywhere
+SMALL_FACTOR, GRANULE_BYTES = 2.0, 64  # run lengths, padding and metadata stay below the factor, alignment below these
 
 
 def sample_rows(rows: int, rng: np.random.Generator, bits: int) -> Columns:
@@ -59,6 +66,8 @@ def sample_rows(rows: int, rng: np.random.Generator, bits: int) -> Columns:
         bias=np.where(np.isin(name, ["conv", "linear"]), 1, 0),
         activation=rng.choice([0, 1], rows),
         fused=one * 0,
+        from_input=one * 0,
+        to_output=one * 0,
         weight_density=np.ones(rows),
         input_density=np.ones(rows),
         input_density_variance=np.zeros(rows),
@@ -83,6 +92,34 @@ def small_graph() -> LayerGraph:
         ),
         ("fc",),
     ).verify()  # fmt: skip
+
+
+def multiplications(rows: Columns) -> np.ndarray:
+    """What a dense layer must multiply, taps on the zeros around the picture left out, float64 (rows,)."""
+    across = _taps(rows.in_h, rows.p, rows.r, rows.stride_h) * _taps(rows.in_w, rows.q, rows.s, rows.stride_w)
+    inside = across / (rows.p * rows.q * rows.r * rows.s)
+    return np.asarray(rows.macs * np.where(rows.is_op("conv"), inside, 1.0))
+
+
+def _taps(size: np.ndarray, outputs: np.ndarray, kernel: np.ndarray, stride: np.ndarray) -> np.ndarray:
+    """Taps of all outputs of one axis that fall onto the input, "same" padding."""
+    before = np.maximum((outputs - 1) * stride + kernel - size, 0) // 2
+    total = np.zeros(len(size))
+    for tap in range(int(kernel.max(initial=0))):
+        first = np.maximum(-(-(before - tap) // stride), 0)
+        last = np.minimum((size - 1 + before - tap) // stride, outputs - 1)
+        total += np.where(tap < kernel, np.maximum(last - first + 1, 0), 0)
+    return total
+
+
+def needed_bytes(rows: Columns) -> np.ndarray:
+    """Inputs that a kernel really reads, dense weights, and outputs that no ReLU thins, each once; float64 (rows,)."""
+    high = np.minimum(rows.in_h, rows.p * np.minimum(rows.r, rows.stride_h) + np.maximum(rows.r - rows.stride_h, 0))
+    wide = np.minimum(rows.in_w, rows.q * np.minimum(rows.s, rows.stride_w) + np.maximum(rows.s - rows.stride_w, 0))
+    read = np.where(rows.is_op("conv"), rows.n * rows.c * high * wide, rows.input_elements)
+    written = rows.output_elements * rows.output_bits * (rows.activation == 0)
+    weights = CODER_SAVES * rows.weight_elements * rows.weight_bits
+    return np.asarray(((read + rows.other_elements) * rows.input_bits + written + weights) / 8)
 
 
 class TargetContract:
@@ -129,6 +166,32 @@ class TargetContract:
         assert (prices.cycles >= prices.useful_cycles * (1 - SLACK)).all()
         assert (prices.cycles[:, None] >= prices.port_cycles * (1 - SLACK)).all()
 
+    def test_never_below_the_multiplications_over_peak(self, machine: Target) -> None:
+        """Counted from the layer, not by the family; a kernel that is called Winograd's may save what it saves."""
+        rows = self.rows(machine)
+        rows = rows.take(rows.is_mac)
+        prices = machine.price(rows)
+        peak = np.array([machine.spec.peak_macs_per_cycle(int(bits)) for bits in rows.weight_bits])
+        saves = np.array([WINOGRAD_SAVES if "winograd" in name else 1.0 for name in prices.kernels])[prices.kernel]
+        assert (prices.cycles * peak * saves >= multiplications(rows) * (1 - SLACK)).all()
+
+    def test_every_byte_moves_at_least_once(self, machine: Target) -> None:
+        rows = self.rows(machine)
+        rows = rows.take(rows.is_mac)
+        assert (machine.price(rows).traffic_bytes.sum(axis=1) >= needed_bytes(rows) * (1 - SLACK)).all()
+
+    def test_where_buffers_suffice_the_outermost_memory_is_asked_once(self, machine: Target) -> None:
+        """Of machines that have a buffer: feature maps may come from the outermost of several memories."""
+        import pytest
+
+        if len(machine.spec.ports) == 1 or machine.spec.ports[-1] not in machine.spec.feature_memories:
+            pytest.skip("no buffer between the outermost memory and what computes, or none that the spec lists")
+        rows = self.rows(machine, 1000)
+        rows = rows.take(rows.is_op("conv", "linear", "matmul") & (compulsory_bytes(rows) < SMALL_BYTES))
+        outermost = machine.price(rows).traffic_bytes[:, -1]
+        assert len(rows) > 20
+        assert (outermost <= SMALL_FACTOR * compulsory_bytes(rows) + GRANULE_BYTES).all()
+
     def test_every_op_that_works_costs_time_energy_and_traffic(self, machine: Target) -> None:
         rows = self.rows(machine)
         prices = machine.price(rows)
@@ -159,6 +222,16 @@ class TargetContract:
         costs = [
             machine.price(rows.replace(weight_density=np.full(len(rows), density))).cycles
             for density in (0.1, 0.25, 0.5, 0.75, 1.0)
+        ]
+        for sparser, denser in itertools.pairwise(costs):
+            assert (sparser <= denser * (1 + 1e-6)).all()
+
+    def test_denser_inputs_never_cost_less(self, machine: Target) -> None:
+        rows = self.rows(machine, 200)
+        rows = rows.take(rows.has_weights)
+        costs = [
+            machine.price(rows.replace(input_density=np.full(len(rows), density))).cycles
+            for density in (0.1, 0.3, 0.6, 1.0)
         ]
         for sparser, denser in itertools.pairwise(costs):
             assert (sparser <= denser * (1 + 1e-6)).all()
@@ -209,6 +282,9 @@ class TargetContract:
         assert "cycles" in str(result)
         total = sum(layer.cycles for layer in result.layers)
         assert result.cycles == total > 0
+        assert math.isclose(sum(result.lost_by_cause().values()), result.cycles, rel_tol=SLACK)
+        assert math.isclose(sum(result.energy_by_component().values()), result.energy_j, rel_tol=SLACK)
+        assert math.isclose(result.cycles / result.clock_hz, result.latency_s, rel_tol=SLACK)
 
     def test_what_does_not_run_is_free(self, machine: Target) -> None:
         result = machine.simulate(small_graph())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from accel_models import SimulationResult, Target
 from accel_models.result import describe_error
+from accel_models.validation import LEVEL
 from codesign.budgets import show
 from codesign.costs import graph_costs
 
@@ -36,10 +37,20 @@ class Evaluation:
     precision: str = "fp32"
 
     def __str__(self) -> str:
-        costs = ", ".join(f"{metric} {show(metric, value)}" for metric, value in self.costs.items())
+        costs = ", ".join(
+            f"{metric} {show(metric, value)}{self._expected(metric)}" for metric, value in self.costs.items()
+        )
         shown = "not measured" if self.accuracy is None else f"{self.accuracy:.2%} ({self.split}, {self.precision})"
         error = describe_error(self.result.error)
         return f"{self.result.graph} on {self.result.title}: {costs}; accuracy {shown}; {error}"
+
+    def _expected(self, metric: str) -> str:
+        """Where a published value is expected, in brackets; "" where that is not known."""
+        error = {"latency": self.result.time_error, "energy": self.result.energy_error}.get(metric)
+        if error is None or error.absolute is None:
+            return ""
+        low, high = (show(metric, value) for value in error.absolute.around(self.costs[metric]))
+        return f" ({LEVEL:.0%} interval {low} to {high}{error.caveat})"
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON value."""

@@ -406,6 +406,7 @@ class Job:
 
     def _tell(self, outcome: Outcome) -> None:
         from codesign.report import what_binds
+        from reports.comparison import describe_ratios
 
         say = self.screen.print
         dense, pruned, accuracies = outcome.dense, outcome.pruned, outcome.accuracies
@@ -414,6 +415,7 @@ class Job:
         ratio = pruned.latency_s / dense.latency_s
         say(f"latency {ratio:.3f}x of dense, energy {pruned.energy_j / dense.energy_j:.3f}x; "
             f"budget {', '.join(self.config.budgets)} {'kept' if outcome.met else 'NOT kept'}")  # fmt: skip
+        say(describe_ratios(dense, pruned))
         say(what_binds(pruned))
         say(f"report: {outcome.report}")
 

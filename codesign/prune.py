@@ -86,6 +86,7 @@ def _report(
     steps: int,
 ) -> Path:
     """Say and write what came of it; one report a target."""
+    from reports.comparison import describe_ratios
     from reports.curves import roofline
     from reports.html import write_report
     from reports.records import Accuracies, ReportRecord
@@ -112,4 +113,5 @@ def _report(
         path = write_report(folder, record)
         ratio = after.latency_s / before.latency_s
         screen.print(f"{before.title}: latency {ratio:.3f}x of dense; report: {path}")
+        screen.print(describe_ratios(before, after))
     return path

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import ClassVar
 
 from accel_models.result import LayerPrice, SimulationResult, describe_error
-from accel_models.validation import ErrorBar
+from accel_models.validation import LEVEL, ErrorBar, ErrorBars
 from reports.codec import Record
 from reports.reasons import SAME, Pair, why_not_faster
 from reports.spending import bound_by, spent_in_all
@@ -64,6 +64,53 @@ class LayerChange:
 
 
 @dataclass(frozen=True)
+class Ratio:
+    """A cost after over before; the error that both share cancels, so its interval is its own.
+
+    Attributes:
+        value: predicted. low, high: where a published ratio is expected; None where no pairs were published.
+        caveat: what must be said beside the interval.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    caveat: str = ""
+
+    @classmethod
+    def of(cls, before: float, after: float, error: ErrorBar | None) -> Ratio | None:
+        """Of two costs on one machine whose error in this metric is given; None if `before` is nothing."""
+        if not before:
+            return None
+        value = after / before
+        if error is None or error.ratio is None:
+            return cls(value)
+        return cls(value, *error.ratio.around(value), error.caveat)
+
+    @property
+    def spread(self) -> str:
+        """The interval in brackets, "" where it is not known."""
+        if self.low is None or self.high is None:
+            return ""
+        return f"({LEVEL:.0%} interval {self.low:.2f}x to {self.high:.2f}x{self.caveat})"
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f}x {self.spread}".rstrip()
+
+
+def describe_ratios(before: SimulationResult, after: SimulationResult) -> str:
+    """Both ratios of two variants on one machine with their intervals, in one line."""
+    latency = Ratio.of(before.latency_s, after.latency_s, before.time_error)
+    energy = Ratio.of(before.energy_j, after.energy_j, before.energy_error)
+    known = [
+        f"{name} {ratio.spread[1:-1]}"
+        for name, ratio in (("latency", latency), ("energy", energy))
+        if ratio and ratio.spread
+    ]
+    return f"expected of these ratios: {'; '.join(known) or 'unknown, nothing was published to compare them with'}"
+
+
+@dataclass(frozen=True)
 class Comparison(Record):
     """A network before and after pruning on one machine.
 
@@ -74,6 +121,7 @@ class Comparison(Record):
     """
 
     FORMAT: ClassVar[str] = "codesign.comparison"
+    VERSION: ClassVar[int] = 2
 
     graph: str
     target: str
@@ -81,7 +129,7 @@ class Comparison(Record):
     precision: str
     clock_hz: float
     channel_multiple: int
-    error: ErrorBar | None
+    error: ErrorBars | None
     layers: tuple[LayerChange, ...]
 
     @property
@@ -120,6 +168,15 @@ class Comparison(Record):
         return before / after if before and after else None
 
     @property
+    def latency_ratio(self) -> Ratio | None:
+        """After over before, with the interval that this machine's ratios have."""
+        return Ratio.of(*self.latency_s, self.error.time if self.error else None)
+
+    @property
+    def energy_ratio(self) -> Ratio | None:
+        return Ratio.of(*self.energy_j, self.error.energy if self.error else None)
+
+    @property
     def untouched_share(self) -> float:
         """Share of the time before that lies in layers from which nothing was removed, so it did not shrink."""
         return self._share(lambda change: not change.has_shrunk)
@@ -152,6 +209,7 @@ class Comparison(Record):
         before, after = self.latency_s
         lines.append(
             f"{self.graph} on {self.title} ({self.precision}): {before * 1e3:.3f} -> {after * 1e3:.3f} ms, "
+            f"{self.latency_ratio or 'no time before'}, "
             f"{self.untouched_share:.0%} of the time before lies in layers from which nothing was removed; "
             f"{describe_error(self.error)}"
         )
@@ -212,7 +270,7 @@ class TargetRow:
     energy_j: float
     spent: Mapping[str, float]
     bound: Mapping[str, float]
-    error: ErrorBar | None
+    error: ErrorBars | None
     notes: tuple[str, ...] = ()
 
     @property
@@ -222,10 +280,13 @@ class TargetRow:
 
     @property
     def interval_s(self) -> tuple[float, float] | None:
-        """Latency less and plus the model's mean error; None where the error is not known."""
-        if self.error is None:
-            return None
-        return max(self.latency_s * (1 - self.error.mean), 0.0), self.latency_s * (1 + self.error.mean)
+        """Where a published latency is expected; None where too little was published to say."""
+        return _around(self.latency_s, self.error.time if self.error else None)
+
+    @property
+    def interval_j(self) -> tuple[float, float] | None:
+        """Where a published energy is expected."""
+        return _around(self.energy_j, self.error.energy if self.error else None)
 
 
 @dataclass(frozen=True)
@@ -233,6 +294,7 @@ class TargetTable(Record):
     """One network on several machines."""
 
     FORMAT: ClassVar[str] = "codesign.target_table"
+    VERSION: ClassVar[int] = 2
 
     graph: str
     macs: int
@@ -242,12 +304,18 @@ class TargetTable(Record):
         wide = max(len(row.title) for row in self.rows)
         lines = [
             f"{self.graph}, {self.macs / 1e6:,.2f} M MACs",
-            f"{'machine':{wide}} {'time (ms)':>10} {'energy (mJ)':>12}",
+            f"{'machine':{wide}} {'time (ms)':>10} {f'{LEVEL:.0%} interval':>22} {'energy (mJ)':>12}",
         ]
         for row in self.rows:
-            costs = f"{row.latency_s * 1e3:10.3f} {row.energy_j * 1e3:12.3f}"
+            bounds = row.interval_s
+            between = f"{bounds[0] * 1e3:.3f} to {bounds[1] * 1e3:.3f}" if bounds else "unknown"
+            costs = f"{row.latency_s * 1e3:10.3f} {between:>22} {row.energy_j * 1e3:12.3f}"
             lines.append(f"{row.title:{wide}} {costs}  {describe_error(row.error)}")
         return "\n".join(lines)
+
+
+def _around(value: float, error: ErrorBar | None) -> tuple[float, float] | None:
+    return error.absolute.around(value) if error and error.absolute else None
 
 
 def compare_targets(results: Sequence[SimulationResult]) -> TargetTable:

@@ -91,6 +91,11 @@ def png(figure: Figure) -> bytes:
     return _save(figure, "png", {"Software": None})
 
 
+def svg_file(figure: Figure, title: str) -> bytes:
+    """The figure as a whole SVG file, without a date in it."""
+    return _save(figure, "svg", {**dict.fromkeys(("Date", "Creator", "Format", "Type")), "Title": title})
+
+
 def svg(figure: Figure, title: str) -> str:
     """The figure as an <svg> element to put into a page: text stays text, nothing is fetched.
 

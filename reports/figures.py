@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from accel_models.result import LayerPrice, SimulationResult
+from accel_models.validation import LEVEL
 from reports.comparison import Comparison, LayerChange, TargetTable
 from reports.drawing import BLUE, CAUSE_LOOKS, GREEN, GREY, ORANGE, RED, finish, new_figure, styled
 from reports.numbers import SCALES, TIME, digits, quantity, shorten, unit_of
@@ -323,36 +324,30 @@ def target_figure(table: TargetTable, note: str) -> Figure:
     names = [shorten(row.target, 26) for row in table.rows]
     with styled():
         figure, panels = new_figure(0.42 * len(names) + 1.75, columns=3, sharey=True)
-        _value_bars(panels[0], [row.latency_s for row in table.rows], "latency")
+        tops = [row.interval_s[1] for row in table.rows if row.interval_s]
+        _value_bars(panels[0], [row.latency_s for row in table.rows], "latency", max(tops, default=0.0))
         size, _ = unit_of([row.latency_s for row in table.rows], TIME)
         for i, row in enumerate(table.rows):
             if row.interval_s:
-                low, high = row.interval_s
-                axes_x = row.latency_s / size
-                panels[0].errorbar(
-                    axes_x,
-                    i,
-                    xerr=[[axes_x - low / size], [high / size - axes_x]],
-                    color="black",
-                    capsize=3,
-                    linewidth=1,
-                )
+                low, high = (bound / size for bound in row.interval_s)  # need not hold the bar's own end
+                half = (high - low) / 2
+                panels[0].errorbar(low + half, i, xerr=half, color="black", capsize=3, linewidth=1, fmt="none")
         _value_bars(panels[1], [row.energy_j for row in table.rows], "energy")
         _shares(panels[2], [row.spent for row in table.rows])
         panels[0].set_yticks(range(len(names)), names)
         panels[0].set_ylim(len(names) - 0.4, -0.6)
-        _cause_legend(figure, [row.spent for row in table.rows], "whiskers: mean error of the model")
+        _cause_legend(figure, [row.spent for row in table.rows], f"whiskers: {LEVEL:.0%} interval of a published time")
         finish(figure, note)
     return figure
 
 
-def _value_bars(axes: Axes, values: Sequence[float], metric: str) -> None:
+def _value_bars(axes: Axes, values: Sequence[float], metric: str, top: float = 0.0) -> None:
     size, unit = unit_of(values, SCALES[metric])
     axes.barh(range(len(values)), [value / size for value in values], 0.6, color="#9a9a9a", linewidth=0)
     for i, value in enumerate(values):
         look: Any = {"textcoords": "offset points", "xytext": (3, 9), "fontsize": 7.5, "va": "center"}
         axes.annotate(digits(value / size), (value / size, i), **look)
-    axes.set_xlim(0, max(values) / size * 1.25 or 1)
+    axes.set_xlim(0, max(max(values) * 1.25, top * 1.05) / size or 1)
     axes.set_xlabel(f"{metric} ({unit})")
     axes.grid(axis="y", visible=False)
 

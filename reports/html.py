@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accel_models.result import SimulationResult, describe_error
+from accel_models.validation import LEVEL
 from reports import figures, numbers
 from reports.comparison import TargetTable, compare_targets
 from reports.drawing import png, svg
@@ -36,10 +37,12 @@ REPORT_FIGURES = ("layers", "front", "roofline", "staircases")
 LIMITS = (
     "Prices come from a model of the machine, not from a run on it. The line on its error says how far it was off on "
     "published rows.",
-    "Energy has not been compared with published energies: read the ratio of after to before, not the joules.",
     "Layers run one after another. Overlap between layers, other work on the machine, and changes of its clock are not "
     "modelled.",
 )
+
+
+UNCOMPARED = "Energy has not been compared with published energies: read the ratio of after to before, not the joules."
 
 
 def write_report(folder: Path, record: ReportRecord) -> Path:
@@ -82,7 +85,8 @@ def write_comparison(
             table, _caption(f"{table.graph} on {len(results)} machines", seed, own_version())
         )
     }
-    page = _page("comparison.html.j2", drawn, table=table, results=results, command=command, limits=LIMITS, seed=seed)
+    limits = LIMITS if all(result.energy_error for result in results) else (*LIMITS, UNCOMPARED)
+    page = _page("comparison.html.j2", drawn, table=table, results=results, command=command, limits=limits, seed=seed)
     return _write(folder, "comparison", page, data, drawn, ("targets",))
 
 
@@ -131,7 +135,8 @@ def _limits(record: ReportRecord) -> tuple[str, ...]:
     if measured and measured.precision != priced:
         converted = f"Accuracy was measured in {measured.precision}, prices are for {priced}: "
         converted += "what the conversion costs in accuracy is not in these numbers."
-    return tuple(filter(None, (*LIMITS, converted, *record.not_modelled)))
+    energies = "" if record.before.energy_error else UNCOMPARED
+    return tuple(filter(None, (*LIMITS, energies, converted, *record.not_modelled)))
 
 
 @cache
@@ -149,8 +154,10 @@ def _environment() -> Environment:
     for name, scale in scales.items():
         environment.filters[name] = lambda value, scale=scale: numbers.quantity(value, scale)
     environment.filters.update(percent=numbers.percent, digits=numbers.digits, times=numbers.times, path=_path)
+    environment.filters["scaled"] = numbers.quantity
     environment.globals.update(
         describe_error=describe_error,
+        LEVEL=LEVEL,
         standard_error=standard_error,
         unit_of=numbers.unit_of,
         bound_by=bound_by,

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from codesign import cli
+from tests.accel_models.validation import builders
 from workloads.models import build
 
 BUDGET = ["--target", "ethos_u55_256", "--budget", "latency=0.6x"]
@@ -92,6 +93,55 @@ class TestQuickCommands:
         plain = run(monkeypatch, capsys, "simulate", "lenet5", "--target", "ideal")[1]
         fast = run(monkeypatch, capsys, "simulate", "lenet5", "--target", "ideal", "--set", "clock_hz=5e9")[1]
         assert plain != fast
+
+
+class TestValidate:
+    """On a machine file of one's own with rows beside it: eight published times, all of one layer."""
+
+    @pytest.fixture
+    def mine(self, tmp_path: Path) -> Path:
+        lines = [builders.line(f"row{i}", value=70 + i, calibrated="yes") for i in range(8)]
+        extra = builders.fitted([f"row{i}" for i in range(8)], 8.0)
+        return Path(builders.machine(tmp_path, lines, extra))
+
+    def test_rows_errors_and_what_was_fitted(self, monkeypatch, capsys, mine: Path) -> None:  # type: ignore[no-untyped-def]
+        code, out, _ = run(monkeypatch, capsys, "validate", mine, "--refit")
+        assert code == 0
+        rows = [line.split() for line in out.splitlines() if line.startswith(" row7 ")]
+        assert rows == [["row7", "77", "72", "cycle", "-6.5%", "silicon", "calibration"]]
+        (bar,) = [line for line in out.splitlines() if "time, one layer" in line]
+        assert "8 of 1 network" in bar
+        assert "8, mean 3.0%" in bar
+        assert "fitted to row0, row1" in out
+        (fit,) = [line.split() for line in out.splitlines() if "bandwidth_bytes_per_cycle" in line]
+        assert fit[1:5] == ["1", "to", "64", "8"]
+        assert float(fit[5]) == pytest.approx(576 / 73.46, rel=1e-3)  # the geometric mean of 70 to 77
+
+    def test_it_writes_what_is_asked_for(self, monkeypatch, capsys, mine: Path) -> None:  # type: ignore[no-untyped-def]
+        page = mine.parent / "docs" / "page.md"
+        page.parent.mkdir()
+        page.write_text(f"before\n<!-- validation: {mine} -->\nafter\n")
+        plots, out = mine.parent / "plots", mine.parent / "errors.json"
+        code, _, _ = run(monkeypatch, capsys, "validate", mine, "--json", out, "--docs", page.parent, "--plot", plots)
+        assert code == 0
+        stored = json.loads(out.read_text())
+        assert stored["format"] == "codesign.validation"
+        assert [row["predicted"] for row in stored["targets"][str(mine)]["rows"]] == [72.0] * 8
+        assert "| time, one layer | 8 of 1 network |" in page.read_text()
+        assert sorted(path.name for path in plots.iterdir()) == ["mine.png", "mine.svg"]
+
+    def test_a_target_without_rows_says_so(self, monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
+        assert "no published rows are at hand" in run(monkeypatch, capsys, "validate", "ideal")[1]
+
+    def test_errors_of_a_file_of_ones_own_are_not_stored(self, monkeypatch, capsys, mine: Path) -> None:  # type: ignore[no-untyped-def]
+        code, _, err = run(monkeypatch, capsys, "validate", mine, "--store")
+        assert code == 2
+        assert "--store keeps errors of machines in specs/ only" in err
+
+    def test_help_teaches(self, monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
+        out = run(monkeypatch, capsys, "validate", "--help")[1]
+        for word in ("--refit", "--store", "--docs", "--plot", "--json", "Example"):
+            assert word in out
 
 
 def pickle_bomb(folder: Path) -> Path:
@@ -280,6 +330,11 @@ BAD = {
         "a machine is given twice",
     ),
     "validate unknown": (lambda f: ["validate", "idael"], "did you mean 'ideal'?"),
+    "docs nowhere": (lambda f: ["validate", "ideal", "--docs", f / "no"], "no such folder"),
+    "plots into a file": (
+        lambda f: ["validate", "eyeriss_v2", "--plot", broken(f, "file", "x")],
+        "plot: ",
+    ),
     "another model's plan": (
         lambda f: ["simulate", "lenet5", "--plan", plan_file(f), "--target", "ideal"],
         "plan.json: not a plan for lenet5",

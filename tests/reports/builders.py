@@ -4,7 +4,7 @@ from typing import Any
 
 from accel_models import SimulationResult
 from accel_models.result import LayerPrice
-from accel_models.validation import ErrorBar
+from accel_models.validation import ErrorBar, ErrorBars, Interval
 from reports.records import (
     Accuracies,
     BudgetRecord,
@@ -20,7 +20,12 @@ from reports.records import (
 )
 
 CLOCK_HZ = 1e6
-ERROR = ErrorBar(36, "published rows (silicon)", 0.12, 0.09, 0.31, "resnet18", False)
+TIME_ERROR = ErrorBar(
+    "time", "network", rows=36, networks=6, kinds=("silicon",), mean=0.12, median=0.09, worst=0.31,
+    worst_row="resnet18", rank_correlation=0.98, calibrated=0, fit_mean=None, left_out_mean=0.12,
+    absolute=Interval(0.88, 1.12, "6 networks"), ratio=Interval(0.95, 1.05, "12 variants of 6 networks or layers"),
+)  # fmt: skip
+ERROR = ErrorBars((TIME_ERROR,))
 
 
 def price(name: str = "conv", **changes: Any) -> LayerPrice:

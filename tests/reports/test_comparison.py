@@ -6,9 +6,11 @@ import json
 import pytest
 
 import accel_models
+from accel_models.result import describe_error
+from accel_models.validation import ErrorBars
 from reports.comparison import Comparison, TargetTable, bound_shares, compare, compare_targets
 from reports.spending import bound_by, largest_loss, spent
-from tests.reports.builders import ERROR, add, after, before, price, result
+from tests.reports.builders import ERROR, TIME_ERROR, add, after, before, price, result
 from tests.workloads.builders import residual
 from workloads.errors import ConfigError
 
@@ -80,8 +82,21 @@ def test_prints_totals_and_reasons(comparison: Comparison) -> None:
     text = str(comparison)
     assert "0.450 -> 0.400 ms" in text
     assert "compute -> padding; 13 of 16 channels" in text
-    assert str(ERROR) in text
+    assert describe_error(ERROR) in text
+    assert "0.89x (80% interval 0.84x to 0.93x)" in text  # 0.4 / 0.45, less and plus 5 %
     assert [line.split()[0] for line in text.splitlines()[1:4]] == ["a", "b", "add"]  # the input costs nothing
+
+
+def test_a_ratio_has_the_interval_of_ratios_and_says_what_it_is_of(comparison: Comparison) -> None:
+    found = comparison.latency_ratio
+    assert found is not None
+    assert (found.value, found.low, found.high) == pytest.approx((400 / 450, 0.95 * 400 / 450, 1.05 * 400 / 450))
+    estimated = dataclasses.replace(TIME_ERROR, kinds=("vendor_estimate",), rows=4)
+    text = str(dataclasses.replace(comparison, error=ErrorBars((estimated,))).latency_ratio)
+    assert text == "0.89x (80% interval 0.84x to 0.93x of vendor estimates, indicative)"
+    assert str(comparison.energy_ratio) == "1.00x"  # no energy was published for this machine
+    assert dataclasses.replace(comparison, error=None).latency_ratio is not None
+    assert compare(result(price("a", useful=0)), result(price("a", useful=0))).latency_ratio is None
 
 
 @pytest.mark.parametrize(

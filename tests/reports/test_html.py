@@ -15,7 +15,7 @@ import pytest
 from accel_models.result import describe_error
 from reports.html import write_comparison, write_report
 from reports.records import Accuracies, ReportRecord
-from tests.reports.builders import ERROR, after, before, price, report, result
+from tests.reports.builders import ERROR, TIME_ERROR, after, before, price, report, result
 from workloads.errors import ConfigError
 
 VOID = {"meta", "br", "wbr", "link", "img", "hr", "input"}
@@ -89,7 +89,8 @@ def test_the_numbers_are_on_the_page(whole: Path) -> None:
     text = read(whole).text
     for wanted in (
         "450 µs → 400 µs",  # latency
-        "0.89x of before",
+        "0.89x of before (80% interval 0.84x to 0.93x)",
+        "80% interval of the latency after 352 µs to 448 µs",
         "3.00 k → 2.00 k",  # multiply-accumulates
         "91.73% → 90.12%",  # test accuracy
         "measured in fp32, priced in int8",
@@ -219,7 +220,7 @@ def test_several_machines(tmp_path: Path) -> None:
     page = read(path)
     assert path.name == "comparison.html"
     assert page.headings == ["Layers", "How it was made", "Notes", "What is not modelled"]
-    for wanted in (str(ERROR), "error unknown", "Fast: one note", "396 µs to 504 µs", "net on 2 machines"):
+    for wanted in (str(TIME_ERROR), "error unknown", "Fast: one note", "396 µs to 504 µs", "net on 2 machines"):
         assert wanted in page.text, wanted
     stored = json.loads((tmp_path / "comparison.json").read_text())
     assert [row["target"] for row in stored["rows"]] == ["machine", "fast"]
