@@ -161,9 +161,12 @@ def channel_variables(
 def offered_counts(group: ChannelGroup, multiple: int, most: int = 8) -> tuple[int, ...]:
     """Counts to offer for a group, from all of it downwards: multiples of `multiple`, thinned to `most` of them.
 
-    A group whose units are several channels wide (heads, shuffled groups) is counted in units.
+    A group that is no larger than the multiple is offered multiples of half of it, of a quarter ..., the first that
+    is smaller than the group. Units that are several channels wide (heads, shuffled groups) are counted in units.
     """
-    step = multiple if group.size > multiple else max(1, multiple // 2)
+    step = multiple
+    while step > 1 and step >= group.size:
+        step //= 2
     below = list(range((group.size - 1) // step * step, group.minimum - 1, -step))
     if len(below) > most - 1:
         picked = np.unique(np.linspace(0, len(below) - 1, most - 1).round().astype(int))

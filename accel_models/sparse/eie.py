@@ -85,6 +85,9 @@ class Eie(Family):
             raise ConfigError(f"parameters.fifo_depth: {depth}, must be >= {SHORTEST_QUEUE}")
         super().__init__(spec)
 
+    def sees_input_zeros(self) -> bool:
+        return True
+
     def map(self, rows: Columns, placement: Placement) -> Steps:
         steps = Steps.empty(("product",), KERNELS, len(rows), len(PORTS), len(self.components))
         steps["kernel"][:] = KERNELS.index("none")

@@ -129,6 +129,9 @@ class RowStationary(Family):
                 f"memories.0.size_bytes: must hold at least 8 banks of {spec.parameters.bank_bytes} bytes"
             )
 
+    def sees_input_zeros(self) -> bool:
+        return True
+
     def map(self, rows: Columns, placement: Placement) -> Steps:
         names = (*(f"row stationary, channels over {r} sets" for r in STACKS), "word by word", "none")
         steps = Steps.empty(("pass",), names, len(rows), len(PORTS), len(self.components))

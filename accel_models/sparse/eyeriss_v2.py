@@ -177,6 +177,9 @@ class EyerissV2(Family):
             raise ConfigError(f"parameters.simd_width: {spec.parameters.simd_width}, must be 1 or 2")
         super().__init__(spec)
 
+    def sees_input_zeros(self) -> bool:
+        return True
+
     def map(self, rows: Columns, placement: Placement) -> Steps:
         names = self._splits.names
         steps = Steps.empty(("pass",), names, len(rows), len(PORTS), len(self.components))

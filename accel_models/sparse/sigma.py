@@ -92,6 +92,9 @@ class InnerProduct(Family):
             raise ConfigError(f"parameters.multipliers: {numbers.multipliers}, must be >= 2 and a multiple of ports")
         super().__init__(spec)
 
+    def sees_input_zeros(self) -> bool:
+        return True
+
     def map(self, rows: Columns, placement: Placement) -> Steps:
         kernels = ("weight stationary", "elementwise", "none")
         steps = Steps.empty(("round",), kernels, len(rows), 1, len(self.components))

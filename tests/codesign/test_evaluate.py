@@ -92,11 +92,13 @@ def test_calibration_changes_what_skips_zero_activations_and_nothing_else(
         plain.costs["macs"],
         plain.costs["size"],
     )
-    if name != "eyeriss_v2":
+    if not target(name).family.sees_input_zeros():
         assert found.result == plain.result
         return
-    assert found.costs["latency"] < plain.costs["latency"]
-    assert found.costs["energy"] < plain.costs["energy"]
+    assert found.result != plain.result
+    assert found.costs["latency"] <= plain.costs["latency"]
+    assert found.costs["energy"] <= plain.costs["energy"]
+    assert name != "eyeriss_v2" or found.costs["latency"] < plain.costs["latency"]
     for before, after in zip(plain.result.layers, found.result.layers, strict=True):
         assert (before.name, before.macs, before.density) == (after.name, after.macs, after.density)
         assert after.cycles <= before.cycles
@@ -107,7 +109,8 @@ def test_prints_and_survives_json(model: torch.nn.Module, images: ImageData) -> 
     machine = target("ethos_u55_256")
     found = evaluate(model, machine, EXAMPLE, data=images, name="mine")
     latency = show("latency", found.costs["latency"])
-    assert str(found).startswith(f"mine on Arm Ethos-U55-256: latency {latency}, energy ")
+    assert str(found).startswith(f"mine on Arm Ethos-U55-256: latency {latency} (80% interval ")
+    assert " of vendor estimates), energy " in str(found)
     assert f"accuracy {found.accuracy:.2%} (heldout, fp32); " in str(found)
     assert "accuracy not measured; " in str(evaluate(model, machine, EXAMPLE))
     data = json.loads(json.dumps(found.to_dict()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,6 +36,7 @@ from workloads.models import build, example_input
 from workloads.sparsity import WeightSparsity
 
 NETWORKS = ("digits_cnn", "resnet20")
+SPARSE = tuple(name for name in targets() if "weight" in target(name).family.granularities)  # gain from scattered zeros
 ROUNDING = 1e-12  # relative, of sums in another order
 
 
@@ -91,9 +93,11 @@ def stays_in_place(space: Space, machine: Target, choices: np.ndarray) -> np.nda
     """Boolean (candidates,): every tensor lives where the dense network's does."""
     homes = place(space.columns(choices), space.graph.topology, machine.spec)
     layers = len(space.graph)
-    parts = [part.reshape(-1, layers) for part in (homes.first, homes.other, homes.output)]
     dense = place(space.graph.columns, space.graph.topology, machine.spec)
-    return np.all([(part == row).all(axis=1) for part, row in zip(parts, vars(dense).values(), strict=True)], axis=0)
+    pairs = [
+        (part.reshape(-1, layers), row) for part, row in zip(vars(homes).values(), vars(dense).values(), strict=True)
+    ]
+    return np.all([(part == row).all(axis=1) for part, row in pairs], axis=0)
 
 
 def counts_of(space: Space, choice: np.ndarray) -> dict[str, int]:
@@ -113,7 +117,7 @@ class TestTableEqualsPricingTheWhole:
         assert set(table) == set(whole) == set(METRICS)
         for metric in METRICS:
             np.testing.assert_allclose(table[metric], whole[metric], rtol=ROUNDING, err_msg=metric)
-            assert len(np.unique(whole[metric])) > 20, "the candidates hardly differ"
+            assert len(np.unique(whole[metric])) > min(20, math.prod(space.sizes) // 3), "the candidates hardly differ"
 
     @pytest.mark.parametrize("machine_name", targets())
     def test_rebuilt_graphs(self, machine_name: str) -> None:
@@ -124,7 +128,9 @@ class TestTableEqualsPricingTheWhole:
         table = table_of(space, machine).cost(choices)
         for i, choice in enumerate(choices):
             rebuilt = graph_costs(machine, space.analysis.graph(counts_of(space, choice)))
-            assert {metric: table[metric][i] for metric in METRICS} == pytest.approx(rebuilt, rel=ROUNDING)
+            # thinned densities of channels are kept in 0..1, which moves their mean a little
+            close = 1e-6 if machine.family.sees_input_zeros() else ROUNDING
+            assert {metric: table[metric][i] for metric in METRICS} == pytest.approx(rebuilt, rel=close)
 
     def test_where_a_tensor_moves_the_table_stays_above_and_near(self) -> None:
         # An L3 of 100 kB is too small for the dense network's maps of 64 kB and large enough for those of many pruned
@@ -145,7 +151,7 @@ class TestTableEqualsPricingTheWhole:
     @pytest.mark.parametrize("machine_name", targets())
     def test_real_channels_differ_only_where_activation_zeros_count(self, machine_name: str) -> None:
         # A count does not say which channels stay, so the table takes the mean of a layer's activation densities;
-        # real channels are denser or sparser than that. Only Eyeriss v2 skips zeros of activations.
+        # real channels are denser or sparser than that.
         machine = target(machine_name)
         space = space_of(calibrated(), machine)
         choices = candidates(space, 12)
@@ -157,8 +163,9 @@ class TestTableEqualsPricingTheWhole:
             real = graph_costs(machine, space.analysis.graph_units(units))
             off = {metric: max(worst, abs(table[metric][i] / real[metric] - 1)) for metric, worst in off.items()}
         assert max(off["macs"], off["size"]) < ROUNDING
-        if machine_name == "eyeriss_v2":
-            assert 1e-4 < max(off["latency"], off["energy"]) < 0.1
+        if machine.family.sees_input_zeros():
+            assert max(off["latency"], off["energy"]) < 0.1
+            assert machine_name != "eyeriss_v2" or max(off["latency"], off["energy"]) > 1e-4
         else:
             assert max(off.values()) < ROUNDING
 
@@ -179,7 +186,7 @@ class TestMasks:
             real = graph_costs(machine, space.graph.replace_layers(chosen) if chosen else space.graph)
             assert {metric: table[metric][i] for metric in METRICS} == pytest.approx(real, rel=ROUNDING)
 
-    @pytest.mark.parametrize("machine_name", targets())
+    @pytest.mark.parametrize("machine_name", SPARSE)
     def test_with_channels_cut_masks_count_by_their_density(self, machine_name: str) -> None:
         # Each weight layer of this network reads or makes channels of some group. With all groups cut no mask fits
         # any more, and the table has nothing but densities, as `exact` has; with some cut they differ by what the
@@ -193,7 +200,7 @@ class TestMasks:
         for metric in METRICS:
             np.testing.assert_allclose(table.cost(cut)[metric], space.exact(machine, cut)[metric], rtol=ROUNDING)
             off = table.cost(choices)[metric] / space.exact(machine, choices)[metric] - 1
-            assert np.abs(off).max() < (0.08 if machine_name == "eyeriss_v2" else 0.01)
+            assert np.abs(off).max() < (0.08 if machine.family.sees_input_zeros() else 0.02)
 
     def test_real_masks_differ_from_their_expectation(self) -> None:
         # otherwise the tests above could not tell a real mask from its density
@@ -332,6 +339,7 @@ class TestWhatIsOffered:
             (32, 10, 8, 8, (32, 24, 16)),
             (16, 1, 16, 8, (16, 8)),  # a group of one multiple at the most: multiples of half of it
             (12, 1, 16, 8, (12, 8)),
+            (24, 1, 256, 8, (24, 16)),  # far below the multiple: half of it again and again
             (64, 1, 8, 3, (64, 56, 8)),  # thinned: both ends stay
             (5, 1, 1, 8, (5, 4, 3, 2, 1)),
             (8, 8, 8, 8, (8,)),
@@ -343,13 +351,13 @@ class TestWhatIsOffered:
     @given(
         size=st.integers(1, 600),
         minimum=st.integers(1, 40),
-        multiple=st.sampled_from([1, 2, 4, 8, 16, 32]),
+        multiple=st.sampled_from([1, 2, 4, 8, 16, 32, 256]),
         most=st.integers(2, 12),
     )
     def test_laws(self, size: int, minimum: int, multiple: int, most: int) -> None:
         minimum = min(minimum, size)
         counts = offered_counts(group_of(size, minimum), multiple, most)
-        step = multiple if size > multiple else max(1, multiple // 2)
+        step = max([multiple >> i for i in range(9) if 0 < multiple >> i < size], default=1)
         assert counts[0] == size
         assert len(counts) <= most
         assert all(a > b for a, b in itertools.pairwise(counts))
@@ -368,12 +376,12 @@ class TestWhatIsOffered:
         assert space.variables
         for variable in space.variables:
             group = space.analysis.group(variable.of)
-            multiple = machine.channel_multiple if group.size > machine.channel_multiple else None
             full, *below = (option.count for option in variable.options)
             assert (full, group.prunable) == (group.size, True)
             assert below
             assert all(group.minimum <= count < group.size for count in below)
-            assert all(count % (multiple or machine.channel_multiple // 2) == 0 for count in below)
+            step = max(machine.channel_multiple >> i for i in range(9) if machine.channel_multiple >> i < group.size)
+            assert all(count % step == 0 for count in below)
 
     def test_option_zero_is_the_network_as_it_is(self) -> None:
         machine = target("snapdragon_855_cpu")
