@@ -18,10 +18,9 @@ from typing import ClassVar
 import numpy as np
 
 from accel_models.mapping import Steps
-from accel_models.placement import Placement, place
+from accel_models.placement import Placement
 from accel_models.spec import Frozen, HardwareSpec
 from workloads.columns import Columns
-from workloads.graph import Topology
 
 
 class Family(ABC):
@@ -32,6 +31,8 @@ class Family(ABC):
         components: names of the energy components, the order of `Steps.accesses`.
         precisions: weight and activation bits that the machine computes in; a graph of another width is priced as
             if converted to the nearest (the result says so).
+        cliffs: share of layers that may cost less with twice the channels, because counts are quantised or a mapping
+            is not chosen for time; 0 unless the family's page says why.
         granularities: kinds of weight zeros that save this machine cycles or traffic: a search offers these.
     """
 
@@ -40,6 +41,7 @@ class Family(ABC):
 
     components: ClassVar[tuple[str, ...]] = ()
     precisions: ClassVar[tuple[int, ...]] = (8, 16, 32)
+    cliffs: ClassVar[float] = 0.0
     granularities: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, spec: HardwareSpec) -> None:
@@ -57,15 +59,6 @@ class Family(ABC):
             placement: where each row's tensors live.
         """
 
-    def place(self, rows: Columns, topology: Topology | None) -> Placement:
-        """Which memory holds each tensor, decided before any layer is priced; a machine with its own rules overrides.
-
-        Args:
-            rows: whole graphs, candidate after candidate; or unrelated layers if `topology` is None.
-            topology: of the graph that all candidates share.
-        """
-        return place(rows, topology, self.spec)
-
     def facts(self, rows: Columns, placement: Placement) -> Mapping[str, np.ndarray]:
         """What publications of such machines report beside cycles, by name; float64 (rows,). For validation only.
 
@@ -73,6 +66,10 @@ class Family(ABC):
         Never called while a search prices.
         """
         return {}
+
+    def sees_input_zeros(self) -> bool:
+        """Whether zeros of feature maps change its prices: it skips, gates or codes them, or counts them as no use."""
+        return False
 
     def mappings_tried(self) -> int:
         """Mappings that are compared for every row that multiplies; 1 where the machine leaves no choice."""

@@ -5,10 +5,13 @@ alive while that memory overflows go to the next one, largest first, until the r
 whatever is left (its size is not checked: it is the machine's main memory). Pricing is conditional on the result.
 
 Works on many candidates at once: sizes are (candidates, layers), the liveness of the graph is shared by all.
+
+A family whose compiler places by rules of its own registers them with `@placement_rule("family")`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,17 +28,39 @@ class Placement:
     Attributes:
         first, other: where the first input and the further inputs are read from.
         output: where the output is written.
+        stripe: output rows that are computed at a time where layers run interleaved so that only a few rows of what
+            is between them are kept (a cascade); 0 where a layer runs whole.
     """
 
     first: np.ndarray
     other: np.ndarray
     output: np.ndarray
+    stripe: np.ndarray
 
     def take(self, rows: np.ndarray | slice) -> Placement:
-        return Placement(self.first[rows], self.other[rows], self.output[rows])
+        return Placement(self.first[rows], self.other[rows], self.output[rows], self.stripe[rows])
+
+
+Rule = Callable[[Columns, Topology | None, HardwareSpec], Placement]
+_RULES: dict[str, Rule] = {}
+
+
+def placement_rule(*families: str) -> Callable[[Rule], Rule]:
+    """Decorator: `place` asks this function for machines of these families."""
+
+    def register(rule: Rule) -> Rule:
+        _RULES.update(dict.fromkeys(families, rule))
+        return rule
+
+    return register
 
 
 def place(columns: Columns, topology: Topology | None, spec: HardwareSpec) -> Placement:
+    """Decide the home of every edge, by the family's own rule if it has one; arguments as of `place_by_size`."""
+    return _RULES.get(spec.family, place_by_size)(columns, topology, spec)
+
+
+def place_by_size(columns: Columns, topology: Topology | None, spec: HardwareSpec) -> Placement:
     """Decide the home of every edge.
 
     Args:
@@ -51,25 +76,31 @@ def place(columns: Columns, topology: Topology | None, spec: HardwareSpec) -> Pl
         home = np.zeros(len(columns), np.int64)
         for level, capacity in enumerate(capacities):
             home = np.where((home == level) & (sizes + inputs > capacity), level + 1, home)
-        return Placement(home, home, home)
+        return Placement(home, home, home, np.zeros_like(home))
     layers = len(topology.first)
-    home = _homes(sizes.reshape(-1, layers), topology.liveness, capacities)
+    home = homes(sizes.reshape(-1, layers), topology.liveness, capacities)
     first = np.where(topology.first >= 0, home[:, topology.first], home)
     other = np.where(topology.other >= 0, home[:, topology.other], first)
-    return Placement(first.ravel(), other.ravel(), home.ravel())
+    return Placement(first.ravel(), other.ravel(), home.ravel(), np.zeros(home.size, np.int64))
 
 
-def _homes(sizes: np.ndarray, liveness: np.ndarray, capacities: list[float]) -> np.ndarray:
+def homes(
+    sizes: np.ndarray, liveness: np.ndarray, capacities: list[float], taken: np.ndarray | float = 0.0
+) -> np.ndarray:
     """Memory index of each edge, (candidates, layers).
 
-    sizes: float64 (candidates, layers); liveness: bool (layers, layers), [edge, step].
+    Args:
+        sizes: float64 (candidates, layers), 0 for an edge that is placed otherwise.
+        liveness: bool (layers, layers), [edge, step].
+        taken: float64 (candidates, steps), bytes of the first memory that other things occupy at each step.
     """
     home = np.zeros(sizes.shape, np.int64)
     alive = liveness.astype(float)
     for level, capacity in enumerate(capacities):
         here = np.where(home == level, sizes, 0.0)
         while True:
-            over = here @ alive > capacity  # (candidates, steps)
+            over = here @ alive > capacity - (taken if level == 0 else 0.0)  # (candidates, steps)
+            over &= here @ alive > 0
             if not over.any():
                 break
             touched = (over.astype(float) @ alive.T > 0) & (here > 0)

@@ -137,7 +137,7 @@ def _nearest(bits: int, allowed: tuple[int, ...]) -> int:
 
 def _tags(columns: Columns, placement: Placement) -> dict[str, np.ndarray]:
     """Fold the placement into a column, so that equal rows in different memories stay distinct."""
-    code = (placement.first * 8 + placement.other) * 8 + placement.output
+    code = ((placement.stripe * 8 + placement.first) * 8 + placement.other) * 8 + placement.output
     return {"fused": columns.fused + 2 * code}
 
 

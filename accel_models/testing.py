@@ -251,8 +251,9 @@ class TargetContract:
         wider = rows.replace(k=2 * rows.k, output_elements=2 * rows.output_elements)
         deeper = rows.replace(c=2 * rows.c, input_elements=2 * rows.input_elements)
         base = machine.price(rows).cycles
-        assert (machine.price(wider).cycles >= base * (1 - 1e-6)).all()
-        assert (machine.price(deeper).cycles >= base * (1 - 1e-6)).all()
+        for larger in (wider, deeper):
+            cheaper = machine.price(larger).cycles < base * (1 - 1e-6)
+            assert cheaper.mean() <= machine.family.cliffs
 
     def test_rows_do_not_depend_on_their_neighbours(self, machine: Target) -> None:
         rows = self.rows(machine)

@@ -1,9 +1,10 @@
 """The vendor's estimator as a peer: a layer graph as an int8 TFLite file, compiled and estimated by Arm's Vela.
 
-    python benchmarks/vela_peer.py [TABLE]          (extra `bench`: ethos-u-vela)
+    python benchmarks/vela_peer.py [TABLE] [--accelerator ethos-u85-512]        (extra `bench`: ethos-u-vela)
 
-Writes convolutions, pooling, adds, means and linear layers, random weights, "same" padding. Vela compiles the network
-for the Ethos-U55-256 and estimates its cycles; the seconds are CPU time of that process.
+Writes convolutions, pooling, adds, means and linear layers, "same" or no padding, random weights that are zero where
+the layer's sparsity says so. Vela compiles the network and estimates its cycles, in the systems of `SYSTEMS`; the
+seconds are CPU time of that process.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ import numpy as np
 from workloads.graph import Layer, LayerGraph, Op
 from workloads.tables import table
 
-CONFIG = ["--accelerator-config", "ethos-u55-256", "--system-config", "Ethos_U55_High_End_Embedded"]
-CONFIG += ["--memory-mode", "Shared_Sram", "--config", "Arm/vela.ini", "--verbose-performance"]
+SYSTEMS = {  # system configuration and memory mode that the reference rows of each accelerator family use
+    "u55": ("Ethos_U55_High_End_Embedded", "Shared_Sram"),
+    "u65": ("Ethos_U65_Client_Server", "Dedicated_Sram_384KB"),
+    "u85": ("Ethos_U85_SYS_DRAM_Mid", "Dedicated_Sram_384KB"),
+}
 ACTIVATIONS = {"": 0, "relu": 1, "hardtanh(0,6)": 3, "relu6": 3}
 
 
@@ -112,7 +116,8 @@ class _Writer:
 
 def to_tflite(graph: LayerGraph, seed: int = 0) -> bytes:
     """An int8 TFLite model of the graph's layers, channels last, weights drawn from a normal distribution."""
-    writer, rng, found = _Writer(), np.random.default_rng(seed), {}
+    writer, rng = _Writer(), np.random.default_rng(seed)
+    found: dict[str, int] = {}
     for layer in graph:
         inputs = [found[name] for name in layer.inputs]
         if layer.op is Op.RESHAPE:
@@ -143,36 +148,62 @@ def _operator(layer: Layer, writer: _Writer, rng: np.random.Generator) -> tuple[
             [writer.tensor("axes", (2,), np.array([1, 2], np.int32), 0)],
             {"KeepDims": False},
         )
-    k, c, r, s = layer.weight_shape
-    shape = (k, c) if layer.op is Op.LINEAR else (k, r, s, c)
-    weights = np.clip(rng.normal(0, 32, shape), -127, 127).astype(np.int8)
-    made = [writer.tensor(f"{layer.name}.weight", shape, weights, 0.01)]
-    made.append(writer.tensor(f"{layer.name}.bias", (k,), np.zeros(k, np.int32), 0.0005))
+    weights = _weights(layer, rng)
+    made = [writer.tensor(f"{layer.name}.weight", weights.shape, weights, 0.01)]
+    made.append(writer.tensor(f"{layer.name}.bias", (layer.k,), np.zeros(layer.k, np.int32), 0.0005))
     if layer.op is Op.LINEAR:
         return "FULLY_CONNECTED", "FullyConnectedOptions", made, act
-    return "CONV_2D", "Conv2DOptions", made, {**window, **act, "DilationWFactor": 1, "DilationHFactor": 1}
+    window |= {"Padding": int(not any(layer.padding) and layer.r * layer.s > 1)}
+    dilation = {"DilationWFactor": layer.dilation[1], "DilationHFactor": layer.dilation[0]}
+    if layer.is_depthwise:
+        return "DEPTHWISE_CONV_2D", "DepthwiseConv2DOptions", made, {**window, **act, **dilation, "DepthMultiplier": 1}
+    return "CONV_2D", "Conv2DOptions", made, {**window, **act, **dilation}
 
 
-def estimate(graph: LayerGraph) -> tuple[float, float]:
-    """(CPU seconds of Vela, its estimate in cycles)."""
+def _weights(layer: Layer, rng: np.random.Generator) -> np.ndarray:
+    """int8 weights in the order of the file, channels last: normal, zero where the layer's sparsity says so.
+
+    An exact mask is kept to the element; of a density alone, each weight stays with that probability.
+    """
+    drawn = np.clip(np.rint(rng.normal(0, 32, layer.weight_shape)), -127, 127)
+    if layer.sparsity is not None:
+        kept = layer.sparsity.sample(rng).mask()
+        drawn = np.where(kept, np.where(drawn == 0, 1, drawn), 0)
+    weights = drawn.astype(np.int8)
+    if layer.op is Op.LINEAR:
+        return weights[:, :, 0, 0]
+    return weights.transpose(1, 2, 3, 0) if layer.is_depthwise else weights.transpose(0, 2, 3, 1)
+
+
+def operators(graph: LayerGraph, accelerator: str) -> tuple[float, list[dict[str, str]]]:
+    """(CPU seconds of Vela, one record an operator: "Name", "Op Cycles", "NPU", "SRAM AC", "DRAM AC", ...)."""
+    system, memory = SYSTEMS[accelerator.split("-")[1]]
+    config = ["--accelerator-config", accelerator, "--system-config", system, "--memory-mode", memory]
+    config += ["--config", "Arm/vela.ini", "--verbose-performance"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "net.tflite")
         path.write_bytes(to_tflite(graph))
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        command = [str(Path(sys.executable).with_name("vela")), str(path), *CONFIG, "--output-dir", folder]
+        command = [str(Path(sys.executable).with_name("vela")), str(path), *config, "--output-dir", folder]
         subprocess.run(command, check=True, capture_output=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        rows = csv.DictReader(next(Path(folder).glob("*per-layer.csv")).open())
-        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        return seconds, sum(float(row["Op Cycles"]) for row in rows)
+        rows = list(csv.DictReader(next(Path(folder).glob("*per-layer.csv")).open()))
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, rows
+
+
+def estimate(graph: LayerGraph, accelerator: str = "ethos-u55-256") -> tuple[float, float]:
+    """(CPU seconds of Vela, its estimate in cycles: operators one after another)."""
+    seconds, rows = operators(graph, accelerator)
+    return seconds, sum(float(row["Op Cycles"]) for row in rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", nargs="?", default="resnet50")
-    name = parser.parse_args().table
-    seconds, cycles = estimate(table(name))
-    print(f"{name} by Vela: {seconds:.2f} s of CPU time, {cycles:,.0f} cycles")
+    parser.add_argument("--accelerator", default="ethos-u55-256", help="as Vela names it, e.g. ethos-u85-512")
+    options = parser.parse_args()
+    seconds, cycles = estimate(table(options.table), options.accelerator)
+    print(f"{options.table} on {options.accelerator} by Vela: {seconds:.2f} s of CPU time, {cycles:,.0f} cycles")
 
 
 if __name__ == "__main__":

@@ -115,6 +115,7 @@ class RowStationary(Family):
 
     components = ("mac", "ifmap_spad", "filter_spad", "psum_spad", "noc", "glb", "dram")
     precisions = (16,)
+    cliffs = 0.005
     granularities = ("channel",)
 
     def __init__(self, spec: HardwareSpec) -> None:
