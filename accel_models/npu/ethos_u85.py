@@ -132,7 +132,7 @@ class EthosU85(Family):
 
     components = ("mac", "vector", "sram", "external")
     precisions = (8,)
-    cliffs = 0.01
+    cliffs = 0.02
     granularities = ("channel", "weight", "nm")
 
     def facts(self, rows: Columns, placement: Placement) -> Mapping[str, np.ndarray]:

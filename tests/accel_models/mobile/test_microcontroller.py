@@ -11,7 +11,7 @@ from accel_models import Target, target
 from accel_models.mobile.microcontroller import KERNELS, kernel_of, matrix_work
 from accel_models.placement import place
 from accel_models.testing import sample_rows
-from accel_models.validation.calibrate import Calibration, left_out_predictions
+from accel_models.validation.calibrate import Calibration
 from accel_models.validation.compare import compare
 from accel_models.validation.workload import workload
 from workloads.columns import Columns
@@ -173,7 +173,7 @@ class TestBoards:
     def test_either_network_predicts_the_other(self, board: str) -> None:
         comparisons = compare(board)
         rows, stored = [item.row for item in comparisons], [item.predicted for item in comparisons]
-        for row, predicted in zip(rows, left_out_predictions(board, rows, stored), strict=True):
+        for row, predicted in zip(rows, Calibration(board).left_out(rows, stored), strict=True):
             limit = 0.1 if row.metric == "throughput" else 0.22  # the M4 drew 33 mW in one network, 45 in the other
             assert abs(predicted / row.value - 1) < limit, row.id
 
