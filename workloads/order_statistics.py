@@ -88,6 +88,21 @@ def expected_maximum_binomial_exact(trials: int, p: float, units: int) -> float:
     return float(np.sum(-np.expm1(units * binom.logcdf(np.arange(trials), trials, p))))
 
 
+@lru_cache
+def largest_normal(most: int) -> tuple[np.ndarray, np.ndarray]:
+    """First and second moments of the largest of 0, 1 .. `most` standard normal numbers, (most + 1,) each.
+
+    >>> first, second = largest_normal(2)
+    >>> first.round(4).tolist(), second.round(4).tolist()  # of two: 1 / sqrt(pi) and 1
+    ([0.0, 0.0, 0.5642], [1.0, 1.0, 1.0])
+    """
+    z = np.linspace(-9.0, 9.0, 1801)
+    log_cdf = np.array([_log_normal_cdf(x) for x in z])
+    count = np.maximum(np.arange(most + 1.0), 1.0)[:, None]
+    chance = count * np.exp(-(z**2) / 2 + (count - 1) * log_cdf) * ((z[1] - z[0]) / np.sqrt(2 * np.pi))
+    return np.where(count[:, 0] > 1, chance @ z, 0.0), chance @ z**2
+
+
 def _check(trials: np.ndarray, p: np.ndarray, units: np.ndarray) -> None:
     if not (trials >= 0).all():
         raise ValueError(f"trials: {np.min(trials)}, must be >= 0")

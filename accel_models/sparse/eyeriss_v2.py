@@ -71,7 +71,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 
@@ -85,7 +84,7 @@ from accel_models.spec import Count, Fraction, Frozen, HardwareSpec
 from workloads.columns import Columns
 from workloads.errors import ConfigError
 from workloads.graph import OP_CODES, Op
-from workloads.order_statistics import expected_maximum_binomial
+from workloads.order_statistics import largest_normal
 
 PORTS = ("iact_glb", "psum_glb", "weight_noc", "dram")
 IACT_COLUMN = 16  # channels that share an address in the stored iacts
@@ -340,7 +339,7 @@ class EyerissV2(Family):
     def _waiting(self, nest: Nest, tiles: Tiles, work: np.ndarray) -> np.ndarray:
         """Cycles a window by which the busiest PE is behind the average one, expected from densities."""
         d, a = np.maximum(nest.weight_density, TINY), np.maximum(nest.iact_density, TINY)
-        reach = normal_maxima(self._pes)
+        reach = largest_normal(self._pes)[0]
         iacts = np.maximum(1 / a - 1 - nest.iact_variance / a**2, 0)
         uneven = iacts / tiles.windows
         weights = (1 / d - 1) / (tiles.m * tiles.n)
@@ -406,7 +405,7 @@ class EyerissV2(Family):
         present = np.maximum(np.count_nonzero(_by_pass(np.ones_like(words), c, taps, shape), axis=1), 1)
         chains, places = int(tiles.chains[i]), int(tiles.places[i])
         sharing = int(tiles.sharing[i])
-        reach = normal_maxima(self._pes)
+        reach = largest_normal(self._pes)[0]
         row, single = (np.maximum(x.sum(axis=1), 0) / present / tiles.windows[i] for x in (alike, apart))
         late = np.sqrt(reach[chains] ** 2 * row + (reach[chains * sharing] - reach[sharing]) ** 2 * single)
         late += reach[sharing] * np.sqrt(single)
@@ -471,15 +470,3 @@ def _channel_density(rows: Columns, i: int) -> np.ndarray:
     """Fraction of non-zeros of each input channel, (C,); the mean where the channels are not known one by one."""
     known = rows.channel_density[i] if rows.channel_density else None
     return known if known is not None and len(known) == rows.c[i] else np.full(int(rows.c[i]), rows.input_density[i])
-
-
-@cache
-def normal_maxima(most: int) -> np.ndarray:
-    """Expected largest of 0, 1 ... `most` standard normal numbers, (most + 1,), from those of very large binomials.
-
-    >>> normal_maxima(2).round(4).tolist()  # of two: 1 / sqrt(pi)
-    [0.0, 0.0, 0.5642]
-    """
-    trials = 4e6
-    largest = expected_maximum_binomial(trials, 0.5, np.maximum(np.arange(most + 1), 1))
-    return np.asarray(np.maximum(largest - trials / 2, 0) / np.sqrt(trials / 4))

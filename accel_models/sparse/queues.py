@@ -38,6 +38,8 @@ from functools import cache
 
 import numpy as np
 
+from workloads.order_statistics import largest_normal
+
 CROWDING = 0.8
 GRID = 256  # slices are tabulated at densities (i / GRID)^2
 TINY = 1e-12
@@ -105,22 +107,6 @@ def _one_more(moments: np.ndarray) -> np.ndarray:
     """Raw moments 0..3 of a count that has grown by one."""
     zero, one, two, three = moments
     return np.stack([zero, one + zero, two + 2 * one + zero, three + 3 * two + 3 * one + zero])
-
-
-@cache
-def largest_normal(most: int) -> tuple[np.ndarray, np.ndarray]:
-    """First and second moments of the largest of 0, 1 .. `most` standard normal numbers, (most + 1,) each.
-
-    >>> first, second = largest_normal(2)
-    >>> first.round(4).tolist(), second.round(4).tolist()  # of two: 1 / sqrt(pi) and 1
-    ([0.0, 0.0, 0.5642], [1.0, 1.0, 1.0])
-    """
-    from scipy.special import log_ndtr
-
-    z = np.linspace(-9.0, 9.0, 1801)
-    count = np.maximum(np.arange(most + 1.0), 1.0)[:, None]
-    chance = count * np.exp(-(z**2) / 2 + (count - 1) * log_ndtr(z)) * ((z[1] - z[0]) / np.sqrt(2 * np.pi))
-    return np.where(count[:, 0] > 1, chance @ z, 0.0), chance @ z**2
 
 
 def finish(

@@ -55,11 +55,11 @@ from accel_models.family import Family
 from accel_models.mapping import Steps
 from accel_models.placement import Placement
 from accel_models.registry import family
-from accel_models.sparse.queues import largest_normal
 from accel_models.spec import Count, Frozen, HardwareSpec
 from workloads.columns import Columns
 from workloads.errors import ConfigError
 from workloads.exact_sparsity import ExactSparsity
+from workloads.order_statistics import largest_normal
 
 WINDOW = 6.0  # terms of a renewal sum on either side of the mean count; wider counts by the renewal theorem
 WIDE = 2.0  # standard deviations of a count above which the theorem is used

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accel_models.sparse.queues import Slice, finish, finish_exact, largest_normal
+from accel_models.sparse.queues import Slice, finish, finish_exact
+from workloads.order_statistics import largest_normal
 from workloads.sparsity import WeightSparsity
 
 
