@@ -93,8 +93,8 @@ class TestCompareTargets:
             row = re.search(rf"^{title} +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+)$", printed, re.MULTILINE)
             assert row, name
             dense, half, ratio, energy = map(float, row.groups())
-            assert 0 < half < dense
-            assert 0.2 < ratio < 1
+            assert 0 < half <= dense  # an array of 256 columns does not see the half of 32
+            assert 0.2 < ratio <= 1
             assert energy > 0
             assert ratio == pytest.approx(half / dense, abs=0.01)
         page = tmp_path / "page" / "comparison.html"
