@@ -7,6 +7,7 @@ TPU-like example and its default (`lpf_limit` 6). Time is process CPU time of th
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import tempfile
 import time
@@ -37,6 +38,7 @@ def workload(layer: dict[str, int | str]) -> list[dict[str, object]]:
 
 
 def main() -> None:
+    logging.disable(logging.WARNING)
     for layer in json.load(sys.stdin):
         with tempfile.TemporaryDirectory() as folder:
             started = time.process_time()
