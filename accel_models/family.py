@@ -67,6 +67,13 @@ class Family(ABC):
         """
         return {}
 
+    def derived_peak(self) -> Mapping[int, float]:
+        """Multiplications a cycle by operand bits that follow from the parameters; the spec must state the same.
+
+        Empty where the family takes the peak from the spec.
+        """
+        return {}
+
     def sees_input_zeros(self) -> bool:
         """Whether zeros of feature maps change its prices: it skips, gates or codes them, or counts them as no use."""
         return False

@@ -51,7 +51,8 @@ class Target:
 
     def native(self, graph: LayerGraph) -> LayerGraph:
         """The graph in a precision that this machine computes in (its own where it can)."""
-        allowed = self.family.precisions
+        widest = max(self.spec.macs_per_cycle)
+        allowed = tuple(bits for bits in self.family.precisions if bits <= widest) or self.family.precisions
         changes = {}
         for layer in graph.layers:
             weight, activation = (_nearest(bits, allowed) for bits in (layer.weight_bits, layer.activation_bits))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from accel_models.family import Family
     from accel_models.pricing import Target
 
+PEAK_TOLERANCE = 0.02  # of a stated peak against what the parameters make: published numbers are rounded
 _FAMILIES: dict[str, type[Family]] = {}
 
 
@@ -95,7 +96,10 @@ def target(name: str, overrides: Mapping[str, Any] | None = None) -> Target:
     files = spec_files()
     if name not in files:
         raise unknown_name("target", name, files)
-    return load_target(files[name], overrides)
+    found = load_target(files[name], overrides)
+    if found.name != name:
+        raise ConfigError(f"{files[name]}: name: {found.name!r}, must be {name!r} as the file's")
+    return found
 
 
 def load_target(path: Path, overrides: Mapping[str, Any] | None = None) -> Target:
@@ -104,4 +108,11 @@ def load_target(path: Path, overrides: Mapping[str, Any] | None = None) -> Targe
     from accel_models.spec import load_spec
 
     spec = load_spec(path, overrides)
-    return Target(spec, family_class(spec.family)(spec))
+    family = family_class(spec.family)(spec)
+    for bits, peak in family.derived_peak().items():
+        stated = spec.macs_per_cycle.get(bits)
+        if stated is not None and abs(stated / peak - 1) > PEAK_TOLERANCE:
+            raise ConfigError(
+                f"{path}: macs_per_cycle[{bits}]: {stated:g}, but the machine's parameters make {peak:g}; change those"
+            )
+    return Target(spec, family)

@@ -256,7 +256,7 @@ def summarize(
         precision=_precision(graph),
         layers=tuple(rows),
         error=error_bars(spec.name),
-        notes=tuple(_notes(graph, converted)),
+        notes=tuple(_notes(graph, converted, spec.changed)),
     )
 
 
@@ -268,10 +268,12 @@ def _precision(graph: LayerGraph) -> str:
     return "/".join(names[bits] for bits in widths) or "none"
 
 
-def _notes(graph: LayerGraph, converted: bool) -> list[str]:
+def _notes(graph: LayerGraph, converted: bool, changed: tuple[str, ...]) -> list[str]:
     from workloads.graph import Op
 
     notes = ["priced in the machine's own precision, not the model's"] if converted else []
+    if changed:
+        notes.append(f"{', '.join(changed)} changed by the caller: errors and intervals are of the unchanged machine")
     unknown = [layer for layer in graph.layers if layer.op is Op.VECTOR]
     if unknown:
         notes.append(f"{len(unknown)} layer(s) priced as elementwise work: {', '.join(x.name for x in unknown)}")

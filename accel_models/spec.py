@@ -34,8 +34,17 @@ def _value_with_source(given: Any, info: ValidationInfo) -> Any:
     return given["value"]
 
 
+class UniqueKeys(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # in C where PyYAML was built so
+    """YAML without code, in which a key that is given twice is a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} is given twice", node.start_mark)
+        return dict(super().construct_mapping(node, deep))
+
+
 Model = TypeVar("Model", bound=BaseModel)
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same reader in C where PyYAML was built with it
 SPECS = Path(__file__).parent / "specs"
 
 
@@ -105,6 +114,8 @@ class HardwareSpec(Frozen):
         static_power_w: drawn for the whole latency.
         area_mm2: of the silicon by part, published or from a cited table; empty where nothing is known.
         fitted: calibrated parameters (empty: nothing was fitted).
+        file: the machine file that this was read from, "" if it was not read from one.
+        changed: dotted paths of the numbers that the caller changed.
     """
 
     name: str
@@ -121,6 +132,8 @@ class HardwareSpec(Frozen):
     static_power_w: NotNegative | None = None
     area_mm2: Mapping[str, Area] = Field(default_factory=dict)
     fitted: tuple[Fit, ...] = ()
+    file: str = ""
+    changed: tuple[str, ...] = ()
     parameters: Any = None
 
     @property
@@ -151,7 +164,8 @@ def load_spec(path: Path, overrides: Mapping[str, Any] | None = None) -> Hardwar
     data = read_machine(path)
     for dotted, value in (overrides or {}).items():
         _override(data, dotted, value)
-    return parse_spec(data, str(path))
+    spec = parse_spec(data, str(path))
+    return spec.model_copy(update={"file": str(path), "changed": tuple(overrides or ())})
 
 
 def read_machine(path: Path, followed: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -164,7 +178,7 @@ def read_machine(path: Path, followed: tuple[Path, ...] = ()) -> dict[str, Any]:
         ConfigError: a file cannot be read, is no mapping, or its base is missing or circular.
     """
     try:
-        data = yaml.load(path.read_text(), LOADER)
+        data = yaml.load(path.read_text(), UniqueKeys)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
     if not isinstance(data, dict):

@@ -35,9 +35,15 @@ def targets(name: str | None) -> None:
 
     if name is None:
         table = Table("target", "what it is", "error of the model", box=None)
+        broken = []
         for each in names():
-            table.add_row(each, find(each).spec.title, describe_error(error_bars(each)))
+            try:
+                table.add_row(each, find(each).spec.title, describe_error(error_bars(each)))
+            except ConfigError as error:
+                broken.append(str(error))
         console().print(table)
+        if broken:
+            raise ConfigError("; ".join(broken))
         return
     machine = find(name)
     path = Path(name) if name.endswith((".yaml", ".yml")) else spec_files()[name]

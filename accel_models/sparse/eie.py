@@ -85,6 +85,9 @@ class Eie(Family):
             raise ConfigError(f"parameters.fifo_depth: {depth}, must be >= {SHORTEST_QUEUE}")
         super().__init__(spec)
 
+    def derived_peak(self) -> Mapping[int, float]:
+        return {16: float(self.spec.parameters.pes)}
+
     def sees_input_zeros(self) -> bool:
         return True
 

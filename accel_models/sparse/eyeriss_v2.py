@@ -176,6 +176,9 @@ class EyerissV2(Family):
             raise ConfigError(f"parameters.simd_width: {spec.parameters.simd_width}, must be 1 or 2")
         super().__init__(spec)
 
+    def derived_peak(self) -> Mapping[int, float]:
+        return {8: float(self._pes * self.spec.parameters.simd_width)}
+
     def sees_input_zeros(self) -> bool:
         return True
 

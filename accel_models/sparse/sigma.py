@@ -92,6 +92,9 @@ class InnerProduct(Family):
             raise ConfigError(f"parameters.multipliers: {numbers.multipliers}, must be >= 2 and a multiple of ports")
         super().__init__(spec)
 
+    def derived_peak(self) -> Mapping[int, float]:
+        return {16: float(self.spec.parameters.multipliers)}
+
     def sees_input_zeros(self) -> bool:
         return True
 

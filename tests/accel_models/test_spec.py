@@ -9,6 +9,7 @@ import yaml
 
 from accel_models import target, targets
 from accel_models.spec import SPECS, load_spec, read_machine, sourced_numbers
+from accel_models.testing import small_graph
 from workloads.errors import ConfigError
 
 
@@ -24,7 +25,9 @@ def test_a_machine_based_on_another_changes_only_what_it_names(tmp_path: Path) -
     )
     ours, theirs = load_spec(path), target("ideal").spec
     assert (ours.name, ours.clock_hz) == ("fast", 7.0)
-    assert ours.model_copy(update={"name": theirs.name, "clock_hz": theirs.clock_hz}) == theirs
+    assert ours.file == str(path)
+    same = {"name": theirs.name, "clock_hz": theirs.clock_hz, "file": theirs.file}
+    assert ours.model_copy(update=same) == theirs
 
 
 def test_a_base_beside_the_file_wins_and_lists_are_replaced(tmp_path: Path) -> None:
@@ -49,6 +52,7 @@ def test_a_sourced_number_is_replaced_whole_and_null_removes(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("base: ideal\nclock_hz: 1\nclock_hz: 2\n", "'clock_hz' is given twice"),
         ("base: nowhere\n", "base: 'nowhere', no such machine file beside it"),
         ("base: child\n", "base: 'child', is based on this file in turn"),
         ("base: ideal\nenergy_pj: {mac: {table: horowitz_45nm.mac8}}\n", "energy_pj.mac: node_nm: None, must be > 0"),
@@ -111,3 +115,32 @@ def test_a_folder_of_ones_own_machines_joins_the_registry(tmp_path: Path, monkey
     monkeypatch.setenv("CODESIGN_SPECS", str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match=r"CODESIGN_SPECS: .*nowhere is no folder"):
         targets()
+
+
+def test_a_machine_is_named_as_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine_file(tmp_path, "other", "base: ideal\nname: mine\n")
+    monkeypatch.setenv("CODESIGN_SPECS", str(tmp_path))
+    with pytest.raises(ConfigError, match="name: 'mine', must be 'other' as the file's"):
+        target("other")
+
+
+def test_a_peak_that_the_parameters_do_not_make_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"macs_per_cycle\[16\]: 1, but the machine's parameters make 64; change those"
+    ):
+        target("eie", {"macs_per_cycle.16": 1})
+    both = {"parameters.pes": 32, "macs_per_cycle.16": 32}
+    assert target("eie", both).spec.parameters.pes == 32
+
+
+def test_a_changed_machine_says_that_its_errors_are_of_the_unchanged_one() -> None:
+    changed = target("ethos_u55_256", {"memories.1.bandwidth_bytes_per_cycle": 64}).simulate(small_graph())
+    assert any("memories.1.bandwidth_bytes_per_cycle changed by the caller" in note for note in changed.notes)
+    assert not any("changed" in note for note in target("ethos_u55_256").simulate(small_graph()).notes)
+
+
+def test_what_a_machine_cannot_compute_is_converted(tmp_path: Path) -> None:
+    text = "base: ideal\nmacs_per_cycle: {8: {value: 256, source: 'assumed: a test'}, 16: null, 32: null}\n"
+    machine = target(str(machine_file(tmp_path, "narrow", text)))
+    assert machine.spec.macs_per_cycle == {8: 256}
+    assert machine.simulate(small_graph()).precision == "int8"
