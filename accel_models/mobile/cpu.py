@@ -56,21 +56,22 @@ import numpy as np
 from pydantic import Field
 
 from accel_models.family import Family
-from accel_models.mapping import ARRAY_FIELDS, Steps, choose
+from accel_models.mapping import ARRAY_FIELDS, Steps
 from accel_models.mobile.cores import Cluster, Team
 from accel_models.mobile.kernels import KINDS
-from accel_models.mobile.passes import STEPS, WIDTHS, Passes
+from accel_models.mobile.passes import WIDTHS, Passes, empty_steps
 from accel_models.mobile.products import RegisterTiles
-from accel_models.mobile.runtime import Gemm, NamedRuntime, Pattern, Runtime, Winograd, is_op
+from accel_models.mobile.runtime import Gemm, NamedRuntime, Pattern, Runtime, Spmm, Winograd
 from accel_models.mobile.sparse_kernels import has_patterns, pattern, spmm
 from accel_models.placement import Placement
 from accel_models.registry import family
 from accel_models.spec import Count, Fraction, Frozen, HardwareSpec, NotNegative
-from accel_models.timeline import closed_form
 from workloads.columns import Columns
 from workloads.errors import ConfigError
 
-SEARCHED_ROWS = 1024  # rows of a sparse kernel priced at once: all its register tiles stay in a core's caches
+SEARCHED_ROWS = 2048  # rows of a sparse kernel priced at once: arrays of all its register tiles stay in a core's L2
+Rows = np.ndarray | slice
+EVERY = slice(None)
 MEMORIES = ("l1", "l2", "l3", "dram")
 SPARSE_KINDS: dict[str, Callable[[Passes, str, Any], None]] = {"spmm": spmm, "pattern": pattern}
 
@@ -138,24 +139,63 @@ class MobileCPU(Family):
         """Lanes of an fp32 vector: a packed layout holds 4 channels; 8 fill a register tile, 4 take half of one."""
         return int(self.team.core.vector_bits) // 32
 
+    def mappings_tried(self) -> int:
+        """Blockings compared for every row whose weights have zeros: 72 with ncnn's lists, 3 with XNNPACK's.
+
+        Those that a bound rules out (`sparse_kernels`) count, but are not priced in full. A row whose exact mask has
+        few patterns compares the pattern kernel's 65 besides. Dense rows leave no choice: the runtime's rules name the
+        kernel and its tiles.
+        """
+        kernels = [self.runtime.kernels[name] for name in self.runtime.sparse]
+        return max((kernel.blockings for kernel in kernels if isinstance(kernel, Spmm)), default=1)
+
     def map(self, rows: Columns, placement: Placement) -> Steps:
         kernel, runtime = self.runtime.dispatch(rows), self.runtime
-        steps = Steps(**Steps.empty(STEPS, runtime.names, len(rows), len(self.spec.ports), len(self.components)))
+        steps = Steps(**empty_steps(self, len(rows)))
         for code, name in enumerate(runtime.names):
             at = np.flatnonzero(kernel == code)
             if code and len(at):
                 function = KINDS[runtime.kernels[name].kind]
                 _put(steps, at, self._price(function, name, rows.take(at), placement.take(at)))
-        sparse = rows.has_weights & (rows.weight_density < 1) & (rows.groups == 1) & is_op(rows, "conv", "linear")
-        for name in runtime.sparse:
-            runs = self._can_run(name, rows, np.flatnonzero(sparse))
-            for at in np.split(runs, range(SEARCHED_ROWS, len(runs), SEARCHED_ROWS)) if len(runs) else ():
-                function = SPARSE_KINDS[runtime.kernels[name].kind]
-                other = self._price(function, name, rows.take(at), placement.take(at))
-                costs = np.stack([closed_form(choice, self.spec).cycles for choice in (steps.take(at), other)])
-                better = choose(costs) == 1
-                _put(steps, at[better], other.take(better))
+        sparse = rows.has_weights & (rows.weight_density < 1) & (rows.groups == 1) & rows.is_op("conv", "linear")
+        if runtime.sparse and sparse.any():
+            self._try_sparse(steps, np.flatnonzero(sparse), rows, placement)
         return steps
+
+    def _try_sparse(self, steps: Steps, at: np.ndarray, rows: Columns, placement: Placement) -> None:
+        """Price the rows `at` with every sparse kernel too, and write those that are faster over the dense ones."""
+        cycles = self._cycles(steps)
+        for name in self.runtime.sparse:
+            runs = self._can_run(name, rows, at)
+            for part in np.split(runs, range(SEARCHED_ROWS, len(runs), SEARCHED_ROWS)) if len(runs) else ():
+                function = SPARSE_KINDS[self.runtime.kernels[name].kind]
+                other = self._price(function, name, rows.take(part), placement.take(part))
+                found = self._cycles(other)
+                better = np.flatnonzero(found < cycles[part])
+                _put(steps, part[better], other, better)
+                cycles[part] = np.minimum(cycles[part], found)
+
+    def _cycles(self, steps: Steps) -> np.ndarray:
+        """Cycles of every row as `timeline` will price them, for comparing kernels, (rows,).
+
+        (Exactly where ports overlap or are serial; a port that a machine file buffers twice is taken to overlap.)
+        """
+        tiles, parallel, waves = steps.tiles, steps.parallel, steps.waves
+
+        def wave(together: np.ndarray) -> np.ndarray:
+            busy, hidden = steps.slowest_cycles, np.zeros_like(tiles)
+            for port, memory in enumerate(self.spec.memories):
+                cycles = steps.port_bytes[..., port] / memory.bandwidth_bytes_per_cycle
+                cycles = cycles * together if memory.shared else cycles
+                if memory.overlap == "serial":
+                    busy = busy + cycles
+                else:
+                    hidden = np.maximum(hidden, cycles)
+            return np.maximum(busy, hidden)
+
+        full, last = wave(np.minimum(tiles, parallel)), wave(tiles - (waves - 1) * parallel)
+        cycles = (waves > 0) * (steps.prologue_cycles + np.maximum(waves - 1, 0) * full + last)
+        return np.asarray(cycles.sum(axis=1))
 
     def _can_run(self, name: str, rows: Columns, at: np.ndarray) -> np.ndarray:
         """Those of the rows `at` that a sparse kernel takes."""
@@ -173,7 +213,7 @@ class MobileCPU(Family):
         return Steps(**passes.arrays)
 
 
-def _put(steps: Steps, at: np.ndarray, part: Steps) -> None:
-    """Write the rows of `part` over the rows `at`, in place: `steps` is still being built."""
+def _put(steps: Steps, at: np.ndarray, part: Steps, rows: Rows = EVERY) -> None:
+    """Write `rows` of `part` over the rows `at`, in place: `steps` is still being built."""
     for name in ARRAY_FIELDS:
-        getattr(steps, name)[at] = getattr(part, name)
+        getattr(steps, name).T[..., at] = getattr(part, name).T[..., rows]

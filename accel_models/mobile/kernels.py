@@ -10,7 +10,7 @@ import numpy as np
 from accel_models.mapping import ceil_div, round_up
 from accel_models.mobile.passes import EXPONENTIAL_OPS, QUANTIZE_OPS, Passes, Stream, either
 from accel_models.mobile.products import Product, cover
-from accel_models.mobile.runtime import Depthwise, Direct, Gemm, Plain, Winograd, is_op
+from accel_models.mobile.runtime import Depthwise, Direct, Gemm, Plain, Winograd
 from workloads.graph import OP_CODES, Op
 
 # Vector operations of one 8x8 -> 6x6 Winograd tile: 16 (14) one-dimensional transforms of 26 (24) operations each.
@@ -32,10 +32,10 @@ OPS_BY_CODE = np.array([float(VECTOR_OPS.get(op, 1)) for op in OP_CODES])
 def gemm(s: Passes, name: str, kernel: Gemm) -> None:
     """1x1 convolution, linear layer with several positions, matmul, transposed and lowered convolution."""
     rows = s.rows
-    transposed, matmul = is_op(rows, "conv_transpose"), is_op(rows, "matmul")
+    transposed, matmul = rows.is_op("conv_transpose"), rows.is_op("matmul")
     pixels = np.where(transposed, rows.in_h * rows.in_w, s.pixels).astype(float)
-    k, c = np.where(transposed, s.k * s.taps, s.k), np.where(is_op(rows, "conv"), s.c * s.taps, s.c)
-    moved = is_op(rows, "conv") & ((s.taps > 1) | (rows.stride_h > 1) | (rows.stride_w > 1)) & kernel.lowers
+    k, c = np.where(transposed, s.k * s.taps, s.k), np.where(rows.is_op("conv"), s.c * s.taps, s.c)
+    moved = rows.is_op("conv") & ((s.taps > 1) | (rows.stride_h > 1) | (rows.stride_w > 1)) & kernel.lowers
     quantized = (s.width == 0) & rows.is_mac & s.cpu.runtime.requantizes
     source, panel = s.read_input(), s.buffer(pixels * c)
     packing = s.vector_cycles(pixels * c)
@@ -87,7 +87,7 @@ def _pack(
         elements, streams = elements + pixels * c, [source, panel]
     if kernel.packs_weights:
         elements, streams = elements + weights.size / s.weight_bytes, [*streams, weights, packed]
-    sizes = (cover(pixels, kernel.tile_pixels) > 0).sum(axis=1)
+    sizes = (cover(pixels, kernel.tile_pixels) > 0).sum(axis=0)
     items = np.ceil(pixels / kernel.tile_pixels[0])
     s.charge("pack", items, s.vector_cycles(elements), streams, loops=np.maximum(sizes, blocks))
 
@@ -207,7 +207,7 @@ def depthwise(s: Passes, name: str, kernel: Depthwise) -> None:
 
 def gemv(s: Passes, name: str, kernel: Plain) -> None:
     """A vector times a matrix, once for each time step of an LSTM; an LSTM's gates follow each step."""
-    steps, lstm = s.pixels, is_op(s.rows, "lstm")
+    steps, lstm = s.pixels, s.rows.is_op("lstm")
     macs = steps * s.k * s.c
     cycles = steps * round_up(s.k, 4) * s.c / s.peak
     cycles = cycles + np.where(lstm, s.vector_cycles(s.k * steps, EXPONENTIAL_OPS), 0.0)
@@ -221,8 +221,8 @@ def gemv(s: Passes, name: str, kernel: Plain) -> None:
 def vector(s: Passes, name: str, kernel: Plain) -> None:
     """Elementwise work, pooling, reductions, softmax, normalisation."""
     pooled = s.output * s.taps
-    elements = np.where(is_op(s.rows, "max_pool", "avg_pool"), s.output, np.maximum(s.output, s.input))
-    ops = np.where(is_op(s.rows, "max_pool", "avg_pool"), pooled / s.output, OPS_BY_CODE[s.rows.op])
+    elements = np.where(s.rows.is_op("max_pool", "avg_pool"), s.output, np.maximum(s.output, s.input))
+    ops = np.where(s.rows.is_op("max_pool", "avg_pool"), pooled / s.output, OPS_BY_CODE[s.rows.op])
     streams = (s.read_input(), s.read_other(), s.write_output())
     cycles = s.vector_cycles(elements, ops)
     s.charge("compute", s.groups_of(4), cycles, streams, floor=cycles, launch=True)

@@ -7,13 +7,13 @@ is found in none of the caches up to each level, from the size of the buffer it 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from accel_models.mapping import Steps
-from accel_models.mobile.runtime import is_op
+from accel_models.mapping import ARRAY_FIELDS, Steps
 from accel_models.placement import Placement
 from workloads.columns import Columns
 
@@ -33,6 +33,10 @@ class Stream(NamedTuple):
 
     size: Any
     levels: Levels
+
+    def by_port(self) -> tuple[Any, ...]:
+        """Bytes through each port: all through the first one, through others what no cache before them holds."""
+        return (self.size, *(self.size * level for level in self.levels))
 
 
 def either(where: np.ndarray, one: Stream, other: Stream) -> Stream:
@@ -55,9 +59,8 @@ class Passes:
     def __init__(self, cpu: MobileCPU, rows: Columns, placement: Placement) -> None:
         self.cpu, self.rows, self.placement = cpu, rows, placement
         self.p, self.core = cpu.spec.parameters, cpu.team.core
-        self.arrays = Steps.empty(STEPS, cpu.runtime.names, len(rows), len(cpu.spec.ports), len(cpu.components))
-        self.arrays["parallel"][:] = cpu.threads
-        flat = is_op(rows, "linear")
+        self.arrays = empty_steps(cpu, len(rows))
+        flat = rows.is_op("linear")
         groups = np.where(rows.is_depthwise, 1, rows.groups)
         self.copies = np.where(flat, 1, rows.n * groups).astype(float)
         self.k, self.c = rows.k / groups, np.maximum(rows.c // groups, 1).astype(float)
@@ -73,20 +76,19 @@ class Passes:
         self.weight_bytes = rows.weight_bits / 8
         self.cold: Levels = (1.0,) * len(cpu.capacities)
         live = (self.input + self.other) * self.in_bytes + self.output * self.out_bytes
-        self.overflow = self.levels(live * self.copies)[-1]
+        self.overflow = _missed(live * self.copies, cpu.capacities[-1])
         bits = np.minimum(np.maximum(rows.weight_bits, rows.input_bits), WIDTHS[-1])
         self.width = np.searchsorted(WIDTHS, bits)
         self.lanes, self.peak = cpu.lanes[self.width], cpu.peak[self.width]
 
     def levels(self, size: Any) -> Levels:
         """Where a buffer of `size` bytes is found when it is read again."""
-        return tuple(np.minimum(np.maximum(size / capacity - 1, 0), 1) for capacity in self.cpu.capacities)
+        return tuple(_missed(size, capacity) for capacity in self.cpu.capacities)
 
     def home(self, size: Any, memory: np.ndarray) -> Levels:
         """Where a feature map of `size` bytes is found that placement put into `memory` (0: last cache, 1: DRAM)."""
-        *near, _ = self.levels(size)
         far = memory * self.overflow
-        return (*(np.maximum(level, far) for level in near), far)
+        return (*(np.maximum(_missed(size, capacity), far) for capacity in self.cpu.capacities[:-1]), far)
 
     def read_input(self) -> Stream:
         size = self.input * self.in_bytes
@@ -143,21 +145,22 @@ class Passes:
             when: rows that have this pass. launch: whether the layer's own overhead is booked here.
         """
         cpu, team, j, a = self.cpu, self.cpu.team, STEPS.index(step), self.arrays
-        tiles = np.where(when, items, 0.0) * self.copies
-        each = np.where(when, 1 / items, 0.0)
+        used = np.where(when, self.copies, 0.0)
+        each = when / items
         overhead = (self.p.fork_join_s * loops if cpu.threads > 1 else 0.0) + (self.p.launch_s if launch else 0.0)
         a["prologue_cycles"][:, j] = overhead * self.copies * cpu.spec.clock_hz
-        a["tiles"][:, j] = tiles
+        a["tiles"][:, j] = items * used
         a["floor_cycles"][:, j] = (macs / self.peak if floor is None else floor) * team.ideal * each
         a["mean_cycles"][:, j] = core_cycles * team.mean * each
         a["slowest_cycles"][:, j] = core_cycles * team.slowest * imbalance * each
-        moved = bytes_by_port(streams, len(tiles), len(cpu.spec.ports))
+        moved = bytes_by_port(streams, len(cpu.spec.ports))
         moved[0] = np.maximum(moved[0], loaded)
         for port, found in enumerate(moved):
             a["port_bytes"][:, j, port] = found * each
-        used = np.where(when, self.copies, 0.0)
-        a["accesses"][np.arange(len(tiles)), self.width] += macs * used
-        a["accesses"][:, cpu.busy] += np.stack([core_cycles, *moved], axis=1) * used[:, None]
+        if np.ndim(macs):
+            a["accesses"][np.arange(len(used)), self.width] += macs * used
+        for component, amount in zip(cpu.busy, (core_cycles, *moved), strict=True):
+            a["accesses"][:, component] += amount * used
 
     def activate(self) -> None:
         """What runs over the finished output, in place: an activation that the kernel does not apply in its own
@@ -179,10 +182,21 @@ class Passes:
         return either(has, frame, direct)
 
 
-def bytes_by_port(streams: Iterable[Stream], rows: int, ports: int) -> list[np.ndarray]:
+def _missed(size: Any, capacity: float) -> np.ndarray:
+    """The fraction of a buffer of `size` bytes that a cache does not hold when it is read again."""
+    return np.asarray(np.minimum(np.maximum(size / capacity - 1, 0), 1))
+
+
+def bytes_by_port(streams: Iterable[Stream], ports: int) -> list[np.ndarray]:
     """Bytes that come through each port, caches first, each (rows,)."""
-    moved = [np.zeros(rows) for _ in range(ports)]
-    for stream in streams:
-        for port, fraction in enumerate((1.0, *stream.levels)):
-            moved[port] = moved[port] + stream.size * fraction
-    return moved
+    through = [stream.by_port() for stream in streams]
+    return [functools.reduce(np.add, [stream[port] for stream in through]) for port in range(ports)]
+
+
+def empty_steps(cpu: MobileCPU, rows: int) -> dict[str, Any]:
+    """Zeroed arrays of `Steps`, rows fastest in memory: passes write and the timeline reads columns of rows."""
+    arrays = Steps.empty(STEPS, cpu.runtime.names, 0, len(cpu.spec.ports), len(cpu.components))
+    for name in ARRAY_FIELDS:
+        arrays[name] = np.zeros((rows, *arrays[name].shape[1:]), arrays[name].dtype, order="F")
+    arrays["parallel"][:] = cpu.threads
+    return arrays

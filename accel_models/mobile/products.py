@@ -38,7 +38,7 @@ class Product(NamedTuple):
 
 
 class RegisterTiles:
-    """Cycles of a kernel's register tiles on a core, (widths, channel sizes, pixel sizes).
+    """Cycles of a kernel's register tiles on a core, (channel sizes, pixel sizes, widths).
 
     Attributes:
         inner: per input channel. drain: per tile besides.
@@ -46,22 +46,22 @@ class RegisterTiles:
 
     def __init__(self, core: Core, runtime: Runtime, kernel: Gemm | Winograd, efficiency: float) -> None:
         self.pixels, self.channels = kernel.tile_pixels, kernel.tile_channels
-        found = [[[_tile(core, runtime, bits, p, k) for p in self.pixels] for k in self.channels] for bits in WIDTHS]
+        found = [[[_tile(core, runtime, bits, p, k) for bits in WIDTHS] for p in self.pixels] for k in self.channels]
         inner, self.drain = np.moveaxis(np.array(found), 3, 0)
         self.inner = inner / efficiency
 
     def multiply(self, s: Passes, pixels: np.ndarray, k: np.ndarray, c: np.ndarray, block_depth: float) -> Product:
         """One product of (pixels x c) by (c x k); its sums go to memory once every `block_depth` input channels."""
-        across, along = cover(pixels, self.pixels), cover(k, self.channels)  # (rows, sizes)
-        inner, drain = self.inner[s.width], self.drain[s.width]  # (rows, channel sizes, pixel sizes)
-        visits = np.maximum(np.ceil(c / block_depth), 1)[:, None, None]
-        each = ((inner * c[:, None, None] + drain * visits) * across[:, None, :]).sum(axis=2)
-        cycles, tiles = (each * along).sum(axis=1), along.sum(axis=1)
-        longest = np.where(along > 0, each, 0.0).max(axis=1)
+        across, along = cover(pixels, self.pixels), cover(k, self.channels)  # (sizes, rows)
+        inner, drain = self.inner[..., s.width], self.drain[..., s.width]  # (channel sizes, pixel sizes, rows)
+        visits = np.maximum(np.ceil(c / block_depth), 1)
+        each = ((inner * c + drain * visits) * across).sum(axis=1)
+        cycles, tiles = (each * along).sum(axis=0), along.sum(axis=0)
+        longest = (each * (along > 0)).max(axis=0)
         imbalance = longest * tiles / cycles if s.cpu.threads > 1 else np.ones(len(k))
         p, n = self.pixels[0], self.channels[0]
         loaded = pixels * k * c * (p + n) / (p * n) * s.in_bytes
-        return Product(cycles, across.sum(axis=1), tiles, (along > 0).sum(axis=1), imbalance, loaded)
+        return Product(cycles, across.sum(axis=0), tiles, (along > 0).sum(axis=0), imbalance, loaded)
 
 
 def _tile(core: Core, runtime: Runtime, bits: int, pixels: int, channels: int) -> tuple[float, float]:
@@ -79,15 +79,15 @@ def _tile(core: Core, runtime: Runtime, bits: int, pixels: int, channels: int) -
 
 
 def cover(count: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
-    """How many tiles of each size cover `count`, (rows, sizes); the smallest one may be filled up.
+    """How many tiles of each size cover `count`, (sizes, rows); the smallest one may be filled up.
 
-    >>> cover(np.array([25.0, 7.0]), (12, 8, 4, 2, 1)).tolist()  # 12 + 12 + 1 and 4 + 2 + 1
+    >>> cover(np.array([25.0, 7.0]), (12, 8, 4, 2, 1)).T.tolist()  # 12 + 12 + 1 and 4 + 2 + 1
     [[2.0, 0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 1.0, 1.0, 1.0]]
-    >>> cover(np.array([9.0, 12.0]), (8, 4)).tolist()
+    >>> cover(np.array([9.0, 12.0]), (8, 4)).T.tolist()
     [[1.0, 1.0], [1.0, 1.0]]
     """
     counts, rest = [], ceil_div(count, sizes[-1]) * sizes[-1]
     for size in sizes:
         counts.append(np.floor_divide(rest, size))
         rest = rest - counts[-1] * size
-    return np.stack(counts, axis=1)
+    return np.stack(counts)

@@ -19,7 +19,6 @@ from pydantic import BeforeValidator, Field, ValidationInfo
 from accel_models.spec import Count, Counts, Fraction, Frozen, NotNegative, Positive, read_machine
 from workloads.columns import Columns
 from workloads.errors import ConfigError, unknown_name
-from workloads.graph import OP_CODES, Op
 
 FOLDER = Path(__file__).parent / "runtimes"
 Flags = tuple[str, ...]
@@ -99,6 +98,16 @@ class Spmm(Frozen):
     instructions: NotNegative
     efficiency: Fraction
 
+    @property
+    def tiles(self) -> list[tuple[int, int]]:
+        """Register tiles that fit: (index into `rows`, vectors of pixels)."""
+        return [(i, v) for i, r in enumerate(self.rows) for v in self.vectors if v * r <= self.registers]
+
+    @property
+    def blockings(self) -> int:
+        """Register tiles times blocks of filters."""
+        return len(self.tiles) * len(self.filter_blocks)
+
 
 class Pattern(Frozen):
     """Kernels sorted by pattern, `sides`^2 vectors of pixels in registers; for at most `limit` distinct patterns."""
@@ -109,6 +118,11 @@ class Pattern(Frozen):
     limit: Count
     index_bytes: Count
     efficiency: Fraction
+
+    @property
+    def blockings(self) -> int:
+        """Register tiles times blocks of filters."""
+        return len(self.sides) * len(self.filter_blocks)
 
 
 class Plain(Frozen):
@@ -150,11 +164,6 @@ def _any_of(column: np.ndarray, values: tuple[int, ...]) -> np.ndarray:
     return np.asarray(np.logical_or.reduce([column == value for value in values]))
 
 
-def is_op(rows: Columns, *names: str) -> np.ndarray:
-    """Boolean: the row's op is one of the named ones."""
-    return _any_of(rows.op, tuple(OP_CODES[Op(name)] for name in names))
-
-
 def _is_kind(rows: Columns, kinds: Flags) -> np.ndarray:
     parts = {"mac": rows.is_mac, "vector": rows.is_vector, "move": rows.is_move}
     return np.asarray(np.any([parts[kind] for kind in kinds], axis=0))
@@ -165,7 +174,7 @@ def _bits(rows: Columns) -> np.ndarray:
 
 
 CONDITIONS: dict[str, Callable[[Columns, Any], np.ndarray]] = {
-    "op": lambda rows, names: is_op(rows, *names),
+    "op": lambda rows, names: rows.is_op(*names),
     "kind": _is_kind,
     "kernel": lambda rows, sizes: (rows.r == rows.s) & _any_of(rows.r, sizes),
     "stride": lambda rows, sizes: (rows.stride_h == rows.stride_w) & _any_of(rows.stride_h, sizes),

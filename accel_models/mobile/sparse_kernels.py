@@ -2,8 +2,9 @@
 
 What a kernel holds in registers and into how many blocks its filters are cut is searched: more pixels reuse a weight
 more often but no longer find their inputs in L1; more blocks keep a block's weights in L1 but walk over the input once
-each; rows that share indices share loads too, but multiply the zeros of blocks that are not full. The search prices
-all combinations at once, (register tiles, filter blocks, rows of the chunk), and keeps the cheapest.
+each; rows that share indices share loads too, but multiply the zeros of blocks that are not full. The search is exact
+and bounded (branch and bound): with any blocks a register tile takes at least its core cycles over the threads, so
+tiles for which that exceeds what another tile takes are left out, and the others are priced with all blocks.
 
 The input lies channel by channel: the next non-zero's pixels are a plane away, in another page, which costs
 `jump_cycles` besides. `accel_models.mobile.cpu` is the chapter.
@@ -11,7 +12,7 @@ The input lies channel by channel: the next non-zero's pixels are a plane away, 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,7 +23,8 @@ from workloads.columns import Columns
 from workloads.random_masks import RandomMasks
 
 HALO = 1.3  # a pattern kernel's packed input over the input: each block of pixels is stored with its border
-SEARCH_ROWS = 256  # rows searched at once: the arrays of all combinations stay in a core's caches
+SEARCH_PAIRS = 2048  # tiles of rows searched at once: their working arrays stay in a core's caches
+ROUNDING = 1e-9  # relative, of a bound and of what it bounds
 
 
 def has_patterns(rows: Columns, row: int, limit: int) -> bool:
@@ -64,13 +66,13 @@ def _stored_blocks(s: Passes, sizes: tuple[int, ...]) -> np.ndarray:
 
 
 class Tiles(NamedTuple):
-    """What a sparse kernel costs with each of its register tiles, float64 (tiles, rows) where not said otherwise.
+    """What a sparse kernel costs with each of its register tiles, float64 (tiles, rows).
 
     Attributes:
         pieces: tiles that cover the pixels. cycles: of one core, all filters. imbalance: of the thread with most of
             them over the mean.
         stored: bytes of weights and indices. window: bytes that instructions load of the input.
-        near: where the pixels of a tile are found when they are loaded again.
+        near: bytes that lie between two loads of the same pixels of a tile: it says where they are found again.
         first, levels: bytes that fetch the input once for a block of filters, and where they are found; (rows,) or
             (tiles, rows).
     """
@@ -80,23 +82,23 @@ class Tiles(NamedTuple):
     imbalance: np.ndarray
     stored: np.ndarray
     window: np.ndarray
-    near: Levels
+    near: np.ndarray
     first: np.ndarray
     levels: Levels
 
-    def of(self, take: Any) -> Tiles:
-        """Each array reduced by `take`."""
-        near, levels = tuple(map(take, self.near)), tuple(map(take, self.levels))
-        plain = {
-            name: take(getattr(self, name)) for name in ("pieces", "cycles", "imbalance", "stored", "window", "first")
-        }
-        return Tiles(near=near, levels=levels, **plain)
+    def take(self, tile: np.ndarray, row: np.ndarray) -> Tiles:
+        """One tile of a row each: arrays (pairs,) of tiles and of rows to arrays (pairs,)."""
+        plain = ("pieces", "cycles", "imbalance", "stored", "window", "near", "first")
+        arrays = {name: getattr(self, name) for name in plain}
+        picked = {name: x[tile, row] if x.ndim == 2 else x[row] for name, x in arrays.items()}
+        return Tiles(**picked, levels=tuple(level[row] for level in self.levels))
 
     def streams(self, s: Passes, blocks: np.ndarray) -> tuple[Stream, ...]:
         """The bytes that it moves, all filters in so many blocks; weights come from DRAM, then from near."""
         again = Stream(self.stored * np.maximum(self.pieces - 1, 0), s.levels(self.stored / blocks))
         first = Stream(self.first * blocks, self.levels)
-        return Stream(self.window, (*self.near[:-1], 0.0)), Stream(self.stored, s.cold), first, again
+        near = (*s.levels(self.near)[:-1], 0.0)
+        return Stream(self.window, near), Stream(self.stored, s.cold), first, again
 
 
 class Choice(NamedTuple):
@@ -109,46 +111,57 @@ class Choice(NamedTuple):
 
 
 def _cheapest(s: Passes, tiles: Tiles, filter_blocks: tuple[int, ...], out: Stream, by_tile: bool) -> Choice:
-    """The tile and the blocks of least time, of all combinations, for every row.
+    """The tile and the blocks of least time, of all combinations, for every row; ties go to the first of the lists.
+
+    The tile of fewest core cycles is priced with all blocks. Then all others are, but those whose core cycles alone,
+    perfectly shared out, already take longer: no blocks can help them.
 
     Args:
         out: what is written besides. by_tile: threads share out tiles of pixels and blocks of filters, else filters.
     """
-    options = np.array(filter_blocks, float)[:, None]
-    written = np.stack(bytes_by_port([out], len(s.k), len(s.cpu.spec.ports)))
-    tile, blocks = np.zeros(len(s.k), np.int64), np.ones(len(s.k))
-    for start in range(0, len(s.k), SEARCH_ROWS):
-        rows = slice(start, start + SEARCH_ROWS)
-        cut = np.minimum(options, s.k[rows])
-        part = tiles.of(lambda x, rows=rows: np.asarray(x)[..., None, rows])
-        costs = _costs(s, part, cut, written[:, rows], by_tile)
-        best = costs.reshape(-1, costs.shape[-1]).argmin(axis=0)
-        tile[rows], which = np.divmod(best, len(options))
-        blocks[rows] = cut[which, np.arange(cut.shape[1])]
     every = np.arange(len(s.k))
-    best_tiles = tiles.of(lambda x: x[tile, every] if np.ndim(x) == 2 else x)
-    items, slowest = _shares(s, best_tiles, blocks, by_tile)
-    return Choice(items, best_tiles.cycles, best_tiles.streams(s, blocks), slowest)
+    written = np.stack(bytes_by_port([out], len(s.cpu.spec.ports)))
+    cost, blocks = np.full(tiles.cycles.shape, np.inf), np.ones(tiles.cycles.shape)
+
+    def price(tile: np.ndarray, row: np.ndarray) -> None:
+        cut = np.minimum(np.array(filter_blocks, float)[:, None], s.k[row])
+        costs = _costs(s, tiles.take(tile, row), cut, written[:, row], by_tile)
+        best, pair = costs.argmin(axis=0), np.arange(len(row))
+        cost[tile, row], blocks[tile, row] = costs[best, pair], cut[best, pair]
+
+    least = tiles.cycles * (s.cpu.team.slowest / s.cpu.threads)
+    first = least.argmin(axis=0)
+    price(first, every)
+    open_tiles = least <= cost[first, every] * (1 + ROUNDING)
+    open_tiles[first, every] = False
+    tile, row = np.nonzero(open_tiles)
+    for start in range(0, len(row), SEARCH_PAIRS):
+        pairs = slice(start, start + SEARCH_PAIRS)
+        price(tile[pairs], row[pairs])
+    chosen = cost.argmin(axis=0)
+    best, cut = tiles.take(chosen, every), blocks[chosen, every]
+    items, slowest = _shares(s, best, cut, by_tile)
+    return Choice(items, best.cycles, best.streams(s, cut), slowest)
 
 
 def _shares(s: Passes, tiles: Tiles, blocks: np.ndarray, by_tile: bool) -> tuple[np.ndarray, np.ndarray]:
     """Parallel iterations, and the slowest one over the mean: tiles of pixels are alike, blocks of filters are not."""
     if by_tile:
-        return tiles.pieces * blocks, np.where(blocks > 1, tiles.imbalance, 1.0)
+        return tiles.pieces * blocks, np.maximum(tiles.imbalance * (blocks > 1), 1.0)
     return np.full(blocks.shape, float(s.cpu.threads)), tiles.imbalance + 0 * blocks
 
 
 def _costs(s: Passes, tiles: Tiles, blocks: np.ndarray, out: np.ndarray, by_tile: bool) -> np.ndarray:
-    """Cycles of every combination, (tiles, blocks, rows), as `timeline` will price them.
+    """Cycles of tiles with each number of blocks, (blocks, pairs), as `timeline` will price them.
 
     (Exactly where ports overlap or are a core's own; what else a machine file may say is approximated.)
     """
     threads = s.cpu.threads
     items, imbalance = _shares(s, tiles, blocks, by_tile)
     own, alone = tiles.cycles * s.cpu.team.slowest * imbalance, np.zeros(1)
-    shared, streams = np.zeros(1), tiles.streams(s, blocks)
+    shared, streams = np.zeros(1), [stream.by_port() for stream in tiles.streams(s, blocks)]
     for port, memory in enumerate(s.cpu.spec.memories):
-        moved = sum((stream.size * ((1.0, *stream.levels)[port]) for stream in streams), start=out[port])
+        moved = sum((stream[port] for stream in streams), start=out[port])
         cycles = moved / memory.bandwidth_bytes_per_cycle
         if memory.overlap == "serial":
             own = own + cycles
@@ -182,8 +195,8 @@ def spmm(s: Passes, name: str, kernel: Spmm) -> None:
 
 def _spmm_tiles(s: Passes, kernel: Spmm, depth: np.ndarray, held: Stream) -> Tiles:
     """All register tiles that fit: `size` vectors of pixels x `rows` output channels, (tiles, rows of the chunk)."""
-    options = [(v, i) for i, r in enumerate(kernel.rows) for v in kernel.vectors if v * r <= kernel.registers]
-    size, which = np.array(options, float)[:, :1], [i for _, i in options]
+    which, vectors_held = np.array(kernel.tiles).T
+    size = vectors_held.astype(float)[:, None]
     rows, core = np.array(kernel.rows, float)[which][:, None], s.core
     blocks, vectors = _stored_blocks(s, kernel.rows)[which], np.ceil(s.pixels / s.lanes)
 
@@ -199,12 +212,12 @@ def _spmm_tiles(s: Passes, kernel: Spmm, depth: np.ndarray, held: Stream) -> Til
     full = np.floor(vectors / size)
     rest = vectors - full * size
     count = full + (rest > 0)
-    inner = blocks * (full * step(size) + np.where(rest > 0, step(rest), 0.0))
+    inner = blocks * (full * step(size) + step(rest) * (rest > 0))
     cycles = inner + s.k * 1.5 * vectors + np.ceil(s.k / rows) * DRAIN_CYCLES * count
     imbalance = 1 + (_imbalance(s, kernel.rows)[which] - 1) * inner / cycles
     stored = blocks * (rows * s.weight_bytes + kernel.index_bytes)
     window = blocks * vectors * s.lanes * s.in_bytes
-    near = s.levels(depth * np.minimum(size * s.lanes, s.pixels) * s.in_bytes)
+    near = depth * np.minimum(size * s.lanes, s.pixels) * s.in_bytes
     return Tiles(count, cycles, imbalance, stored, window, near, held.size, held.levels)
 
 
@@ -230,7 +243,7 @@ def pattern(s: Passes, name: str, kernel: Pattern) -> None:
     inner = kernels * count * each / kernel.efficiency
     cycles = inner + s.k * count * (1.5 * side**2 + DRAIN_CYCLES)
     window = loads * s.lanes * s.in_bytes
-    first, near = s.c * window * count, s.levels(s.c * window)
+    first, near = s.c * window * count, s.c * window
     again = kernels * count * window
     imbalance = 1 + (_imbalance(s, (1,)) - 1) * inner / cycles
     tiles = Tiles(count, cycles, imbalance, stored + 0 * count, again, near, first, frame.levels)

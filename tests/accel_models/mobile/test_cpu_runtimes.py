@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +123,7 @@ def test_a_runtime_of_ones_own_runs(tmp_path: Path) -> None:
 
 @given(st.integers(1, 500), st.sampled_from([(12, 8, 4, 2, 1), (12,), (8, 4), (6,), (4, 1)]))
 def test_tiles_cover_and_fill_up_the_smallest_only(count: int, sizes: tuple[int, ...]) -> None:
-    covered = float((cover(np.array([float(count)]), sizes) * sizes).sum())
+    covered = float((cover(np.array([float(count)]), sizes).T * sizes).sum())
     assert count <= covered < count + sizes[-1]
 
 
@@ -284,8 +285,37 @@ def test_at_least_64_blockings_are_searched() -> None:
     spmm, pattern = kernels["spmm"], kernels["pattern"]
     assert isinstance(spmm, Spmm)
     tiles = sum(v * r <= spmm.registers for r in spmm.rows for v in spmm.vectors)
-    assert tiles * len(spmm.filter_blocks) >= 64
-    assert len(pattern.sides) * len(pattern.filter_blocks) >= 64  # type: ignore[union-attr]
+    assert spmm.blockings == tiles * len(spmm.filter_blocks) == 12 * 6
+    assert pattern.blockings == len(pattern.sides) * len(pattern.filter_blocks) == 5 * 13  # type: ignore[union-attr]
+    assert target("snapdragon_855_cpu").family.mappings_tried() == 72
+    assert target("pixel1_cpu_xnnpack").family.mappings_tried() == 3  # one size of tile there, in three kinds
+
+
+@pytest.mark.parametrize("name", ["snapdragon_855_cpu", GOLD, "pixel1_cpu", "pixel1_cpu_xnnpack"])
+@pytest.mark.parametrize("density", [0.02, 0.3, 0.9])
+def test_what_the_bound_leaves_out_could_not_have_won(
+    name: str, density: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without the bound every combination is priced: the same choice, to the last bit, ties included.
+    on = target(name)
+    rows = sample_rows(2000, np.random.default_rng(3), 32)
+    rows = rows.take(rows.is_op("conv", "linear") & (rows.groups == 1))
+    rows = rows.replace(weight_density=np.full(len(rows), density))
+    bounded = on.price(rows)
+    monkeypatch.setattr("accel_models.mobile.sparse_kernels.ROUNDING", np.inf)
+    for one, other in zip(dataclasses.astuple(bounded), dataclasses.astuple(on.price(rows)), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["snapdragon_855_cpu", GOLD, "pixel1_cpu"])
+def test_kernels_are_compared_by_what_the_timeline_says(name: str) -> None:
+    from accel_models.timeline import closed_form
+
+    on = target(name)
+    rows = sample_rows(400, np.random.default_rng(5), 32)
+    steps = on.family.map(rows, place(rows, None, on.spec))
+    found = on.family._cycles(steps)  # type: ignore[attr-defined]
+    np.testing.assert_allclose(found, closed_form(steps, on.spec).cycles, rtol=1e-12)
 
 
 def test_xnnpack_spmm_by_hand() -> None:
