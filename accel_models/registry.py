@@ -103,16 +103,24 @@ def target(name: str, overrides: Mapping[str, Any] | None = None) -> Target:
 
 
 def load_target(path: Path, overrides: Mapping[str, Any] | None = None) -> Target:
-    """The machine that a YAML file describes."""
+    """The machine that a YAML file describes; its peak follows from parameters that the caller changed.
+
+    Raises:
+        ConfigError: the file is wrong, or states a peak that its parameters do not make.
+    """
     from accel_models.pricing import Target
     from accel_models.spec import load_spec
 
     spec = load_spec(path, overrides)
     family = family_class(spec.family)(spec)
-    for bits, peak in family.derived_peak().items():
-        stated = spec.macs_per_cycle.get(bits)
-        if stated is not None and abs(stated / peak - 1) > PEAK_TOLERANCE:
+    derived = {bits: peak for bits, peak in family.derived_peak().items() if bits in spec.macs_per_cycle}
+    if spec.changed and not any(path.startswith("macs_per_cycle") for path in spec.changed):
+        spec = spec.model_copy(update={"macs_per_cycle": {**spec.macs_per_cycle, **derived}})
+        family = family_class(spec.family)(spec)
+    for bits, peak in derived.items():
+        if abs(spec.macs_per_cycle[bits] / peak - 1) > PEAK_TOLERANCE:
             raise ConfigError(
-                f"{path}: macs_per_cycle[{bits}]: {stated:g}, but the machine's parameters make {peak:g}; change those"
+                f"{path}: macs_per_cycle[{bits}]: {spec.macs_per_cycle[bits]:g}, but the machine's parameters make "
+                f"{peak:g}; change those"
             )
     return Target(spec, family)

@@ -50,7 +50,7 @@ Against published numbers (`accel_models/validation/`; no parameter of time was 
   sparse MobileNet (0.5, 128)     0.586 ms, published 0.680. The densities of nine of its fourteen pointwise and linear
       layers are unknown; at the densest known ones (0.64, 0.83) it is 0.666 ms. The pairs are 45 % of the
       peak; 28 % of the time are iacts, pipeline and psums between windows, 14 % waiting, 3 % loading weights.
-  sparse AlexNet                  4.32 ms, published 3.60, and 70 % too much energy: the paper's pruned network seems
+  sparse AlexNet                  4.32 ms, published 3.60, and 76 % too much energy: the paper's pruned network seems
       sparser than the one whose densities are at hand (its conv3 takes 3.6 times less energy than the dense one, more
       than a weight density of 0.35 can save). With 0.5 to 0.7 of them in the convolutions 2.9 to 3.4 ms.
   dense MobileNet over dense AlexNet    11.2 times the throughput, published 12.6

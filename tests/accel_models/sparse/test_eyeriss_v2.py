@@ -359,7 +359,8 @@ def in_rounds(team: np.ndarray, windows: int) -> float:
     return float(np.add.reduceat(team, np.arange(0, team.shape[1], windows), axis=1).max(axis=0).sum())
 
 
-# Errors of the published rows, bounds a little above those of today, so that a change for the worse is seen.
+# Errors of the published rows, bounds a little above those of today, so that a change for the worse is seen. Energies
+# are fitted by the criterion of `codesign validate --refit`, whatever that does to rows that are kept aside.
 BOUNDS = {
     "eyeriss-v2-mobilenet-v1-0-5-128-sparse-latency": 0.17,
     "eyeriss-v2-mobilenet-v1-0-5-128-sparse-latency-25600": 0.26,
@@ -369,11 +370,11 @@ BOUNDS = {
     "eyeriss-v2-alexnet-conv-dram": 0.05,
     "eyeriss-v2-alexnet-conv1-energy": 0.05,
     "eyeriss-v2-alexnet-conv3-energy": 0.18,
-    "eyeriss-v2-mobilenet-conv13-dw-energy": 0.16,
-    "eyeriss-v2-alexnet-sparse-conv3-energy": 0.31,
+    "eyeriss-v2-mobilenet-conv13-dw-energy": 0.19,
+    "eyeriss-v2-alexnet-sparse-conv3-energy": 0.41,
     "eyeriss-v2-alexnet-sparse-fc8-energy": 0.13,
     # The next two say most about which pruned AlexNet the paper ran, which is not known.
-    "eyeriss-v2-alexnet-sparse-energy": 0.71,
+    "eyeriss-v2-alexnet-sparse-energy": 0.77,
     "eyeriss-v2-alexnet-sparse-conv-dram": 0.37,
 }
 
@@ -418,7 +419,7 @@ class TestPublished:
         assert change > published
 
     def test_fitted_energies_are_where_their_rows_put_them(self) -> None:
-        """The two fitted numbers: no other pair within 5 % has a smaller squared error on the three dense layers."""
+        """The two fitted numbers: no other pair within 5 % has a smaller squared error of ln(predicted / published)."""
         names = set(target("eyeriss_v2").spec.fitted[0].rows)
 
         def squared(control: float, idle: float) -> float:
@@ -426,14 +427,14 @@ class TestPublished:
             machine, total = target("eyeriss_v2", changes), 0.0
             for item in found:
                 layer = layer_graph(item.row.workload.removeprefix("layer:")).columns
-                total += (machine.price(layer).energy_j.sum() * 1e6 / item.row.value - 1) ** 2
+                total += np.log(machine.price(layer).energy_j.sum() * 1e6 / item.row.value) ** 2
             return total
 
         found = [item for item in compare("eyeriss_v2") if item.row.id in names]
         assert len(found) == 3
         assert all(item.row.calibrated for item in found)
-        here = squared(16.2, 0.17)
-        assert all(squared(16.2 * x, 0.17 * y) > here for x, y in ((0.95, 1), (1.05, 1), (1, 0.95), (1, 1.05)))
+        here = squared(14.26, 0.2325)
+        assert all(squared(14.26 * x, 0.2325 * y) > here for x, y in ((0.95, 1), (1.05, 1), (1, 0.95), (1, 1.05)))
 
 
 class TestLaws:
