@@ -107,7 +107,9 @@ def simulate(
     ] = "error",
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report into this folder.")] = None,
-    trace: Annotated[Path | None, typer.Option(help="Play tile by tile; write a trace for ui.perfetto.dev.")] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Play the first target tile by tile; write a trace for ui.perfetto.dev.")
+    ] = None,
 ) -> None:
     """Price a model on one or several machines, layer by layer."""
     from codesign import show

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from codesign.budgets import show
 from workloads.errors import CodesignError, ConfigError, PlanError
 
 if TYPE_CHECKING:
@@ -112,12 +113,25 @@ def simulation(
     results = [find(name, parse_changes(changes)).simulate(ready) for name in target_names]
     for result in results:
         print(result)
+    if len(results) > 1:
+        console().print(_summary(results))
     if out:
         write_json(out, [result.to_dict() for result in results])
     if trace:
         print(_trace(trace, ready, find(target_names[0], parse_changes(changes)), results[0]))
     if report:
         print(_report(report, results, subject))
+
+
+def _summary(results: Sequence[SimulationResult]) -> Table:
+    """A line a machine, the fastest first."""
+    table = Table("target", "precision", "latency", "energy", "cycles", "most time", box=None, title=results[0].graph)
+    for result in sorted(results, key=lambda each: each.latency_s):
+        lost = result.lost_by_cause()
+        most = max(lost, key=lost.__getitem__)
+        shown = (show("latency", result.latency_s), show("energy", result.energy_j), f"{result.cycles:,.0f}")
+        table.add_row(result.target, result.precision, *shown, f"{most} {lost[most] / max(result.cycles, 1):.0%}")
+    return table
 
 
 def _prepared(subject: Subject, plan: Path | None, calibrate: str | None) -> Any:
@@ -153,7 +167,8 @@ def _trace(path: Path, graph: LayerGraph, machine: Target, result: SimulationRes
     played = machine.play(graph)
     write_json(path, played.to_perfetto([layer.name for layer in graph], machine.spec.clock_hz))
     total = float(played.cycles.sum())
-    return f"played {total:,.0f} cycles, {total / result.cycles - 1:+.2%} from the closed form; trace: {path}"
+    off = total / result.cycles - 1
+    return f"{machine.name} played: {total:,.0f} cycles, {off:+.2%} from the closed form; trace: {path}"
 
 
 def _report(folder: Path, results: list[SimulationResult], subject: Subject) -> Path:

@@ -29,14 +29,14 @@ def main() -> None:
     halved = {group.name: max(group.size // 2, group.minimum) for group in analysis.groups if group.prunable}
     small = analysis.graph(halved)
 
-    print(f"{graph}\n{'machine':40} {'dense us':>10} {'half us':>10} {'ratio':>6} {'half mJ':>9}")
+    print(f"{graph}\n{'machine':31} {'dense us':>10} {'half us':>10} {'ratio':>6} {'half mJ':>9}")
     results = []
     for name in targets():
         machine = target(name)
         before, after = machine.simulate(graph), machine.simulate(small)
         results.append(after)
         print(
-            f"{machine.spec.title[:40]:40} {before.latency_s * 1e6:10.2f} {after.latency_s * 1e6:10.2f} "
+            f"{name:31} {before.latency_s * 1e6:10.2f} {after.latency_s * 1e6:10.2f} "
             f"{after.latency_s / before.latency_s:6.2f} {after.energy_j * 1e3:9.4f}"
         )
     print(f"page: {write_comparison(options.out, results)}")

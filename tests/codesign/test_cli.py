@@ -89,6 +89,14 @@ class TestQuickCommands:
         assert code == 2
         assert "leave it away" in error
 
+    def test_several_targets_end_in_a_summary(self, monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
+        names = ("--target", "ideal", "--target", "tpu_v1", "--target", "eyeriss_v1")
+        code, out, _ = run(monkeypatch, capsys, "simulate", "table:resnet8", *names)
+        assert code == 0
+        last = [line.split()[0] for line in out.splitlines()[-3:]]
+        assert sorted(last) == ["eyeriss_v1", "ideal", "tpu_v1"]
+        assert last[-1] == "eyeriss_v1", "the slowest comes last"
+
     def test_set_changes_the_machine(self, monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
         plain = run(monkeypatch, capsys, "simulate", "lenet5", "--target", "ideal")[1]
         fast = run(monkeypatch, capsys, "simulate", "lenet5", "--target", "ideal", "--set", "clock_hz=5e9")[1]
