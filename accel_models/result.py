@@ -106,7 +106,8 @@ class SimulationResult:
         graph, target, title: names of the workload and of the machine.
         clock_hz: of the machine's cycles. precision: that it was priced in, e.g. "int8".
         layers: one entry a layer, in graph order. Totals are sums over them.
-        error: errors of this machine's model against published measurements; None if there are none.
+        error: errors of this machine's model against published measurements, of single layers where only one layer of
+            the graph multiplies; None if there are none.
         notes: what a reader must know, e.g. a conversion of precision, or layers priced as vector work.
     """
 
@@ -255,9 +256,16 @@ def summarize(
         clock_hz=float(spec.clock_hz),
         precision=_precision(graph),
         layers=tuple(rows),
-        error=error_bars(spec.name),
+        error=_error_of(graph, spec),
         notes=tuple(_notes(graph, converted, spec.changed)),
     )
+
+
+def _error_of(graph: LayerGraph, spec: HardwareSpec) -> ErrorBars | None:
+    """What is known of the machine's errors; of a graph with a single multiplying layer, those of single layers."""
+    error = error_bars(spec.name, spec.file)
+    is_one_layer = sum(layer.macs > 0 for layer in graph.layers) == 1
+    return error.of_one_layer() if error and is_one_layer else error
 
 
 def _precision(graph: LayerGraph) -> str:

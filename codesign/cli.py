@@ -232,7 +232,8 @@ def validate(
 ) -> None:
     """Compare every published measurement with its prediction, and say how far a price can be trusted.
 
-    Rows are in accel_models/validation/TARGET.csv. Errors are |predicted / published - 1|, of percentages differences
+    Rows are in accel_models/validation/TARGET.csv, or in mine.csv beside mine.yaml, whose errors --store keeps in
+    mine.errors.json. Errors are |predicted / published - 1|, of percentages differences
     in points; whole networks and single layers apart. "Network left out" predicts the rows of each network with
     parameters fitted to the others. The interval is where 80 % of published values are expected, as factors of a
     prediction; the one of ratios is for two variants of a network on one machine, whose common error cancels.

@@ -39,7 +39,8 @@ def targets(name: str | None) -> None:
         broken = []
         for each in names():
             try:
-                table.add_row(each, find(each).spec.title, describe_error(error_bars(each)))
+                spec = find(each).spec
+                table.add_row(each, spec.title, describe_error(error_bars(each, spec.file)))
             except ConfigError as error:
                 broken.append(str(error))
         console().print(table)
@@ -57,7 +58,8 @@ def targets(name: str | None) -> None:
     out.print(table)
     if area := sum(machine.spec.area_mm2.values()):
         out.print(f"area: {area:,.3g} mm2")
-    out.print(f"channels are computed {machine.channel_multiple} together; {describe_error(error_bars(machine.name))}")
+    error = describe_error(error_bars(machine.name, machine.spec.file))
+    out.print(f"channels are computed {machine.channel_multiple} together; {error}")
 
 
 def models() -> None:

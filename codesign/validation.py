@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 
 from codesign.show import console
-from workloads.errors import ConfigError
+from workloads.errors import CodesignError, ConfigError
 
 if TYPE_CHECKING:
     from accel_models.validation.errors import Assessment
@@ -29,66 +30,86 @@ def validate(
 ) -> None:
     """Recompute the errors of targets (all by default), print them, and write what was asked for."""
     from accel_models import targets
+    from accel_models.validation.errors import store as store_errors
 
-    chosen = tuple(names) or targets()
-    found = _assess(chosen)
+    found, wrong = _assess(tuple(names) or targets())
     for each in found:
         _print(each, rows or bool(names))
-    if not names:
-        _print_summary(found)
     if refit:
-        _print_refits(chosen)
-    screen = console()
-    if store:
-        screen.print(f"written: {_store(found)}")
-    if out:
-        screen.print(f"written: {_write_json(out, found)}")
-    for path in [*(_write_docs(docs, found) if docs else []), *(_draw(plot, found) if plot else [])]:
-        screen.print(f"written: {path}")
+        _print_refits([each.target for each in found])
+    written = store_errors(found) if store else []
+    written += [_write_json(out, found)] if out else []
+    written += _write_docs(docs, found, wrong) if docs else []
+    written += _draw(plot, found) if plot else []
+    for path in written:
+        console().print(f"written: {path}", soft_wrap=True)
+    if wrong:
+        raise ConfigError("; ".join(wrong.values()))
 
 
-def _assess(names: Sequence[str]) -> list[Assessment]:
+def _assess(names: Sequence[str]) -> tuple[list[Assessment], dict[str, str]]:
+    """What is known of each machine, and what is wrong with those that cannot be assessed, by name."""
     from rich.progress import track
 
     from accel_models.validation.errors import assess
 
     quiet = not sys.stderr.isatty() or len(names) == 1
-    screen = Console(stderr=True)
-    return [assess(name) for name in track(names, "validating", console=screen, transient=True, disable=quiet)]
+    found, wrong = [], {}
+    for name in track(names, "validating", console=Console(stderr=True), transient=True, disable=quiet):
+        try:
+            found.append(assess(name))
+        except CodesignError as error:
+            wrong[name] = str(error)
+    return found, wrong
 
 
 def _print(found: Assessment, rows: bool) -> None:
-    """One target: its rows if asked for, its errors, what calibrated it."""
-    from accel_models.validation.tables import row_cells
+    """One target: its rows if asked for, what calibrated it, its errors."""
+    from accel_models.validation.tables import SHORT_HEADS, details, short_cells
 
     screen = console()
     if found.bars is None:
-        screen.print(f"{found.target}: no published rows are at hand, its error is unknown")
+        screen.print(f"{found.target}: no published rows are at hand, its error is unknown\n", soft_wrap=True)
         return
+    screen.print(found.target, style="bold", soft_wrap=True)
     if rows:
-        heads = ("row", "published", "predicted", "unit", "error", "evidence", "")
-        screen.print(_table(heads, [row_cells(item) for item in found.comparisons], found.target))
+        _print_rows(found)
         if found.fitted_rows:
-            screen.print(f"{found.target}: parameters were fitted to {', '.join(found.fitted_rows)}")
-        _print_summary([found])
+            screen.print(_indented(f"parameters were fitted to {', '.join(found.fitted_rows)}"))
+        screen.print()
+    screen.print(_table(SHORT_HEADS, [short_cells(bar) for bar in found.bars.bars]))
+    for bar in found.bars.bars:
+        screen.print(_indented(details(bar)))
+    screen.print()
 
 
-def _print_summary(found: Sequence[Assessment]) -> None:
-    """The errors of targets, a line for each metric and scope."""
-    from accel_models.validation.tables import HEADS, cells
+def _print_rows(found: Assessment) -> None:
+    """A line a row; where the screen is too narrow for it, the numbers below the row's name."""
+    from accel_models.validation.tables import ROW_HEADS, row_cells
 
-    lines = [(each.target, *cells(bar)) for each in found for bar in (each.bars.bars if each.bars else ())]
-    if lines:
-        console(230).print(_table(("target", *HEADS), lines, ""))
+    screen = console()
+    lines = [row_cells(item) for item in found.comparisons]
+    table = _table(ROW_HEADS, lines)
+    if screen.measure(table, options=screen.options.update(width=1000)).maximum <= screen.width:
+        screen.print(table)
+        return
+    for name, published, predicted, unit, error, kind, fitted in lines:
+        screen.print(f" {name}", soft_wrap=True)
+        said = (f"published {published} {unit}, predicted {predicted}, {error}", kind, fitted)
+        screen.print(_indented("; ".join(filter(None, said))))
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> Table:
-    table = Table(box=None, title=title or None)
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=None, pad_edge=False)
     for head in heads:
         table.add_column(head, overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def _indented(text: str) -> Padding:
+    return Padding(text, (0, 0, 0, 4), expand=False)
 
 
 def _print_refits(names: Sequence[str]) -> None:
@@ -100,21 +121,8 @@ def _print_refits(names: Sequence[str]) -> None:
     for name in names:
         for refit in Calibration(name).refits():
             title = f"{name}: {len(refit.rows)} rows, root mean square of ln(predicted / published)"
-            title += f" {refit.stored_rms:.4f} as stored, {refit.rms:.4f} fitted again"
-            screen.print(_table(("parameter", "bounds", "stored", "fitted again"), list(refit_cells(refit)), title))
-
-
-def _store(found: Sequence[Assessment]) -> Path:
-    """Write the errors that results print; those of targets that were not assessed stay."""
-    from accel_models import targets
-    from accel_models.validation import FOLDER, error_bars
-    from accel_models.validation.errors import store
-
-    bars = {name: error_bars(name) for name in targets()} | {each.target: each.bars for each in found}
-    if outside := bars.keys() - set(targets()):
-        raise ConfigError(f"--store keeps errors of machines in specs/ only, {min(outside)!r} is a file of its own")
-    store({name: known for name, known in bars.items() if known})
-    return FOLDER / "errors.json"
+            screen.print(f"{title} {refit.stored_rms:.4f} as stored, {refit.rms:.4f} fitted again")
+            screen.print(_table(("parameter", "bounds", "stored", "fitted again"), list(refit_cells(refit))))
 
 
 def _write_json(path: Path, found: Sequence[Assessment]) -> Path:
@@ -127,12 +135,13 @@ def _write_json(path: Path, found: Sequence[Assessment]) -> Path:
     return path
 
 
-def _write_docs(folder: Path, found: Sequence[Assessment]) -> list[Path]:
+def _write_docs(folder: Path, found: Sequence[Assessment], wrong: Collection[str]) -> list[Path]:
+    from accel_models import targets
     from accel_models.validation.tables import markdown, rewrite_docs
 
     if not folder.is_dir():
         raise ConfigError(f"--docs {folder}: no such folder; name the one that holds the Markdown pages")
-    return rewrite_docs(folder, {each.target: markdown(each) for each in found})
+    return rewrite_docs(folder, {each.target: markdown(each) for each in found}, {*targets(), *wrong})
 
 
 def _draw(folder: Path, found: Sequence[Assessment]) -> list[Path]:

@@ -284,9 +284,26 @@ class TargetRow:
         return _around(self.latency_s, self.error.time if self.error else None)
 
     @property
+    def expected_ms(self) -> str:
+        """The interval of the latency and what must be said beside it, as text."""
+        if self.interval_s is None:
+            return "unknown"
+        low, high = self.interval_s
+        return ", ".join(filter(None, (f"{low * 1e3:.3f} to {high * 1e3:.3f}", self.caveat_s)))
+
+    @property
     def interval_j(self) -> tuple[float, float] | None:
         """Where a published energy is expected."""
         return _around(self.energy_j, self.error.energy if self.error else None)
+
+    @property
+    def caveat_s(self) -> str:
+        """What must be said beside the interval of the latency: few rows or networks, or what it is of."""
+        return _caveat(self.error.time if self.error else None)
+
+    @property
+    def caveat_j(self) -> str:
+        return _caveat(self.error.energy if self.error else None)
 
 
 @dataclass(frozen=True)
@@ -302,20 +319,24 @@ class TargetTable(Record):
 
     def __str__(self) -> str:
         wide = max(len(row.title) for row in self.rows)
+        between = [row.expected_ms for row in self.rows]
+        widest = max(22, *map(len, between))
         lines = [
             f"{self.graph}, {self.macs / 1e6:,.2f} M MACs",
-            f"{'machine':{wide}} {'time (ms)':>10} {f'{LEVEL:.0%} interval':>22} {'energy (mJ)':>12}",
+            f"{'machine':{wide}} {'time (ms)':>10} {f'{LEVEL:.0%} interval':>{widest}} {'energy (mJ)':>12}",
         ]
-        for row in self.rows:
-            bounds = row.interval_s
-            between = f"{bounds[0] * 1e3:.3f} to {bounds[1] * 1e3:.3f}" if bounds else "unknown"
-            costs = f"{row.latency_s * 1e3:10.3f} {between:>22} {row.energy_j * 1e3:12.3f}"
+        for row, expected in zip(self.rows, between, strict=True):
+            costs = f"{row.latency_s * 1e3:10.3f} {expected:>{widest}} {row.energy_j * 1e3:12.3f}"
             lines.append(f"{row.title:{wide}} {costs}  {describe_error(row.error)}")
         return "\n".join(lines)
 
 
 def _around(value: float, error: ErrorBar | None) -> tuple[float, float] | None:
     return error.absolute.around(value) if error and error.absolute else None
+
+
+def _caveat(error: ErrorBar | None) -> str:
+    return error.caveat.strip(", ") if error else ""
 
 
 def compare_targets(results: Sequence[SimulationResult]) -> TargetTable:

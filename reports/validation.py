@@ -47,12 +47,22 @@ SCALES_OF: Mapping[str, Scale] = {
     "power (W)": POWER,
     "traffic (B)": SIZE,
 }
+STEPS = (
+    (10, 12, 15, 20, 25, 30, 40, 50, 60, 80),
+    (10, 15, 20, 30, 50, 70),
+    (10, 20, 50),
+    (10, 30),
+    (10,),
+)  # of a decade
 BAND = 0.2  # relative error that the dashed lines mark
 
 
 @dataclass(frozen=True)
 class Point:
-    """One published number, in the panel's unit; `fitted` if the model was calibrated with it."""
+    """One published number, in the panel's unit; `fitted` if the model was calibrated with it.
+
+    `error` is the row's own, as in the tables: of a throughput that of the throughput, where the panel shows times.
+    """
 
     panel: str
     id: str
@@ -61,12 +71,7 @@ class Point:
     fitted: bool
     published: float
     predicted: float
-
-    @property
-    def error(self) -> float:
-        """Relative, or of shares in fractions."""
-        is_share = self.panel == PANELS["share"]
-        return (self.predicted - self.published) / (100 if is_share else self.published)
+    error: float
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,7 @@ def _points(found: Assessment) -> list[Point]:
             item.row.calibrated,
             _in_panel(item.row, item.row.value, clock_hz),
             _in_panel(item.row, item.predicted, clock_hz),
+            item.error,
         )
         for item in found.comparisons
     ]
@@ -175,22 +181,38 @@ def _panel(axes: Axes, panel: str, points: Sequence[Point]) -> None:
     low, high = (min(values) / 1.6, max(values) * 1.6) if is_log else (0.0, max(values) * 1.1 or 1.0)
     _guides(axes, low, high, is_log)
     if is_log:
-        _logarithmic(axes, high / low, SCALES_OF.get(panel, COUNT))
+        _logarithmic(axes, low, high, SCALES_OF.get(panel, COUNT))
     axes.set(xlim=(low, high), ylim=(low, high), title=panel, xlabel="published", ylabel="predicted")
     axes.set_aspect("equal", adjustable="box")
     _name_worst(axes, max(points, key=lambda point: abs(point.error)))
 
 
-def _logarithmic(axes: Axes, span: float, scale: Scale) -> None:
-    """Both axes in decades, or within one at 1, 2 and 5, labelled with units."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+def _logarithmic(axes: Axes, low: float, high: float, scale: Scale) -> None:
+    """Both axes logarithmic, with few labels that carry units."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     axes.set_xscale("log")
     axes.set_yscale("log")
-    for axis, ticks in ((axes.xaxis, 4), (axes.yaxis, 6)):  # labels of the lower axis stand side by side
-        axis.set_major_locator(LogLocator(subs=(1.0,) if span > 30 else (1.0, 2.0, 5.0), numticks=ticks))
+    for axis, most in ((axes.xaxis, 3), (axes.yaxis, 6)):  # labels of the lower axis stand side by side
+        axis.set_major_locator(FixedLocator(ticks(low, high, most)))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(lambda value, _: _short(value, scale)))
+
+
+def ticks(low: float, high: float, most: int) -> list[float]:
+    """At most so many round numbers between two, as evenly spread over the logarithmic axis as they can be.
+
+    >>> ticks(0.09, 20, 6), ticks(0.09, 20, 3), ticks(220, 400, 3)
+    ([0.1, 0.3, 1.0, 3.0, 10.0], [0.1, 1.0, 10.0], [250.0, 300.0, 400.0])
+    """
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in STEPS:
+        found = [float(f"{step}e{decade - 1}") for decade in decades for step in steps]
+        inside = [value for value in found if low <= value <= high]
+        if len(inside) <= most:
+            return inside
+    every = -(-len(inside) // most)
+    return inside[::every]
 
 
 def _short(value: float, scale: Scale) -> str:
@@ -219,6 +241,8 @@ def _name_worst(axes: Axes, worst: Point) -> None:
         return
     axes.plot(worst.published, worst.predicted, "o", markersize=10, markerfacecolor="none", markeredgecolor="black")
     error = f"{100 * worst.error:+.1f}{' points' if worst.panel == PANELS['share'] else '%'}"
+    if worst.error * (worst.predicted - worst.published) < 0:  # the panel shows its inverse
+        error += " of the throughput"
     text = f"worst, ringed: {error}\n{shorten(worst.id, 24)}"
     back = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
     axes.annotate(text, (0.03, 0.97), xycoords="axes fraction", fontsize=6.5, va="top", bbox=back, zorder=1)

@@ -1,8 +1,9 @@
 """Published measurements and the error of every model against them.
 
-`errors.json` holds, for each target, the errors that `codesign validate --store` last computed from the rows beside
-it; a test recomputes them. Results print them beside every prediction. This module only reads: it needs no rows and
-no models, so that pricing stays light.
+`errors.json` holds, for each machine of the package, the errors that `codesign validate --store` last computed from the
+rows beside it; a test recomputes them. A machine file elsewhere, `mine.yaml`, has its rows in `mine.csv` and its errors
+in `mine.errors.json` beside it. Results print them beside every prediction. This module only reads: it needs no rows
+and no models, so that pricing stays light.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from workloads.errors import ConfigError
+
 FOLDER = Path(__file__).parent
-FEW = 5  # fewer rows than this are called indicative
+SPECS = FOLDER.parent / "specs"
+FEW = 5  # fewer rows, or rows of fewer networks, are called indicative
 LEVEL = 0.8  # of all intervals: so much of what is measured next is expected inside
 CLASSES = ("time", "energy", "traffic", "facts", "shares")  # errors of shares are in points, all others relative
 
@@ -48,8 +52,8 @@ class ErrorBar:
         calibrated: rows that a parameter was fitted to, or whose source the model was built with.
         fit_mean: mean over those; None without any.
         left_out_mean: mean over all rows, each predicted without its network in the fit; None if nothing was fitted.
-        absolute: of a prediction, from the errors with the network left out. ratio: of a predicted ratio of two
-            variants on this machine. None where there are too few rows, and for shares.
+        absolute: of a prediction, from the errors with the network left out; None with rows of one network only.
+        ratio: of a predicted ratio of two variants on this machine; None with one row only. None both for shares.
     """
 
     metric: str
@@ -70,7 +74,14 @@ class ErrorBar:
 
     @property
     def is_indicative(self) -> bool:
-        return self.rows < FEW
+        return min(self.rows, self.networks) < FEW
+
+    @property
+    def why_no_interval(self) -> str:
+        """Why a prediction has no absolute interval; "" if it has one."""
+        if self.absolute:
+            return ""
+        return "shares have no interval" if self.metric == "shares" else "one network only: no interval"
 
     @property
     def caveat(self) -> str:
@@ -95,7 +106,7 @@ class ErrorBar:
         parts.append(f"{used} used for calibration")
         if self.left_out_mean is not None:
             parts.append(f"mean {self.size(self.left_out_mean)} with each network left out of it")
-        return ", ".join(parts)
+        return ", ".join(filter(None, (*parts, self.why_no_interval)))
 
 
 @dataclass(frozen=True)
@@ -108,11 +119,22 @@ class ErrorBars:
         return next((bar for bar in self.bars if (bar.metric, bar.scope) == (metric, scope)), None)
 
     def of(self, metric: str) -> ErrorBar | None:
-        """The bar that applies to a whole network: of networks if there are FEW of them, else the one of more rows."""
+        """The bar that applies to a whole network.
+
+        One with an interval goes before one without; else that of networks, unless it has fewer than FEW rows and that
+        of layers has more.
+        """
         network, layer = self.get(metric, "network"), self.get(metric, "layer")
         if network is None or layer is None:
             return network or layer
+        if (network.absolute is None) != (layer.absolute is None):
+            return network if network.absolute else layer
         return network if network.rows >= min(FEW, layer.rows) else layer
+
+    def of_one_layer(self) -> ErrorBars:
+        """What applies to a single layer: the bars of layers, and those of networks where layers have none."""
+        layers = {bar.metric for bar in self.bars if bar.scope == "layer"}
+        return ErrorBars(tuple(bar for bar in self.bars if bar.scope == "layer" or bar.metric not in layers))
 
     @property
     def time(self) -> ErrorBar | None:
@@ -130,13 +152,51 @@ class ErrorBars:
         return cls(tuple(ErrorBar.from_dict(bar) for bar in data["bars"]))
 
 
+def beside(machine: Path, suffix: str) -> Path:
+    """Where something of a machine is kept: of the package's own machines in this folder, else beside the machine file.
+
+    >>> beside(Path("machines/mine.yaml"), ".csv").as_posix()
+    'machines/mine.csv'
+    """
+    is_ours = machine.resolve().parent == SPECS.resolve()
+    return FOLDER / f"{machine.stem}{suffix}" if is_ours else machine.with_suffix(suffix)
+
+
+def errors_file(machine: Path) -> Path:
+    """The file that holds the errors of a machine: one for all of the package, else one for each."""
+    own = beside(machine, ".errors.json")
+    return FOLDER / "errors.json" if own.parent == FOLDER else own
+
+
 @cache
 def _stored() -> Mapping[str, Any]:
     path = FOLDER / "errors.json"
     return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
-def error_bars(target: str) -> ErrorBars | None:
-    """The stored errors of a target's model; None where no published rows exist."""
+def error_bars(target: str, file: str = "") -> ErrorBars | None:
+    """The stored errors of a target's model; None where no published rows exist.
+
+    Args:
+        file: the machine file it was read from; without it a machine of the package.
+
+    Raises:
+        ConfigError: the errors beside a machine file cannot be read.
+    """
+    path = errors_file(Path(file)) if file else FOLDER / "errors.json"
+    if path.parent != FOLDER:
+        return _read_errors(path)
     record = _stored().get(target)
     return ErrorBars.from_dict(record) if record else None
+
+
+def _read_errors(path: Path) -> ErrorBars | None:
+    """The errors of one machine."""
+    if not path.exists():
+        return None
+    try:
+        return ErrorBars.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(
+            f"{path}: no errors of a machine ({error}); `codesign validate --store` writes them"
+        ) from error

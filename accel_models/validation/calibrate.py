@@ -27,8 +27,9 @@ import numpy as np
 
 from accel_models.registry import target, targets
 from accel_models.spec import Fit
+from accel_models.validation import beside
 from accel_models.validation.pricer import Pricer, number_at
-from accel_models.validation.rows import Row, rows
+from accel_models.validation.rows import Row, machine_file, rows
 from workloads.errors import ConfigError
 
 STEP = 5e-3  # of finite differences, in fractions of the bounds' width
@@ -67,12 +68,17 @@ class Calibration:
         self.name = name
         self.spec = target(name).spec
         self.pricers: dict[str, Pricer] = {}
+        self.published: dict[str, Mapping[str, Row]] = {}
 
     @cached_property
     def groups(self) -> list[tuple[list[Fit], Sources]]:
         """Parameters with the same rows, and these rows with the target that each belongs to."""
         found: dict[tuple[str, ...], list[Fit]] = {}
         for fit in self.spec.fitted:
+            if not fit.rows:
+                raise ConfigError(
+                    f"{self.name}: fitted: {fit.parameter}: rows: [], must name the rows it was fitted to"
+                )
             found.setdefault(fit.rows, []).append(fit)
         return [(fits, [self._row(row) for row in ids]) for ids, fits in found.items()]
 
@@ -174,10 +180,23 @@ class Calibration:
         """A row by its id, of this target or of another one; `target/id` names the target."""
         prefix, slash, identity = wanted.rpartition("/")
         for owner in (prefix,) if slash else (self.name, *targets()):
-            for row in rows(owner):
-                if row.id == identity:
-                    return owner, row
-        raise ConfigError(f"{self.name}: fitted: no published row has the id {wanted!r}; rows are in validation/*.csv")
+            if identity in (known := self._rows(owner, is_named=bool(slash) or owner == self.name)):
+                return owner, known[identity]
+        own = beside(machine_file(self.name), ".csv")
+        raise ConfigError(
+            f"{self.name}: fitted: no published row has the id {wanted!r}, neither in {own} nor elsewhere"
+        )
+
+    def _rows(self, owner: str, is_named: bool) -> Mapping[str, Row]:
+        """The rows of a machine by id; those of one that is not named may be wrong, and are no concern of this one."""
+        if owner not in self.published:
+            try:
+                self.published[owner] = {row.id: row for row in rows(owner)}
+            except ConfigError:
+                if is_named:
+                    raise
+                return {}
+        return self.published[owner]
 
 
 def _error(row: Row, predicted: float) -> float:

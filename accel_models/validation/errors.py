@@ -6,13 +6,15 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from accel_models.validation import CLASSES, FOLDER, ErrorBar, ErrorBars, Interval
+from accel_models.validation import CLASSES, FOLDER, SPECS, ErrorBar, ErrorBars, Interval, error_bars, errors_file
 from accel_models.validation.calibrate import Calibration
 from accel_models.validation.compare import Comparison, compare
-from accel_models.validation.rows import Row
+from accel_models.validation.rows import Row, machine_file
 from accel_models.validation.statistics import absolute_interval, log_errors, rank_correlation, ratio_interval
 
 SCOPES = ("network", "layer")
@@ -109,17 +111,34 @@ def _bar(
 def _intervals(rows: Sequence[Row], errors: np.ndarray) -> tuple[Interval | None, Interval | None]:
     """Absolute and of ratios; a throughput that is too high counts as a time that is too low."""
     errors = errors * [-1.0 if row.quantity == "throughput" else 1.0 for row in rows]
-    absolute = absolute_interval(errors, [row.network for row in rows])
-    if absolute is None:
-        return None, None
-    return absolute, ratio_interval(errors, [x.variants for x in rows], [x.circumstances for x in rows], absolute)
+    networks = [row.network for row in rows]
+    ratio = ratio_interval(errors, [x.variants for x in rows], [x.circumstances for x in rows], networks)
+    return absolute_interval(errors, networks), ratio
 
 
 def _rounded(value: float) -> float:
     return round(float(value), 4)
 
 
-def store(results: Mapping[str, ErrorBars]) -> None:
-    """Write the errors that results print beside predictions."""
-    text = json.dumps({name: results[name].to_dict() for name in sorted(results)}, indent=1)
-    (FOLDER / "errors.json").write_text(text + "\n")
+def store(results: Sequence[Assessment]) -> list[Path]:
+    """Write the errors that results print beside predictions; those of the package's other machines stay.
+
+    Returns:
+        Files that were written: errors.json for machines of the package, `mine.errors.json` beside `mine.yaml`.
+    """
+    files = {found.target: errors_file(machine_file(found.target)) for found in results}
+    ours = {machine_file(found.target).stem: found.bars for found in results if files[found.target].parent == FOLDER}
+    written = []
+    if ours:
+        kept = {path.stem: error_bars(path.stem) for path in SPECS.glob("*.yaml")}
+        known = {name: bars.to_dict() for name, bars in sorted({**kept, **ours}.items()) if bars}
+        written.append(_write(FOLDER / "errors.json", known))
+    for found in results:
+        if files[found.target].parent != FOLDER and found.bars:
+            written.append(_write(files[found.target], found.bars.to_dict()))
+    return written
+
+
+def _write(path: Path, data: Mapping[str, Any]) -> Path:
+    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    return path

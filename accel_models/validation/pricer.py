@@ -76,7 +76,7 @@ def _first_of_each(group: Sequence[Row]) -> list[Row]:
 
 def _workload(row: Row) -> Workload:
     try:
-        return workload(row.workload)
+        return workload(row.workload, row.folder)
     except CodesignError as error:
         raise ConfigError(f"{row.where}: {error}") from error
 

@@ -1,5 +1,5 @@
-"""Published rows: one CSV a target beside this file, `<target>.csv`, one number a line. (Beside a machine file of your
-own, `mine.yaml`, it is `mine.csv`.)
+"""Published rows: one CSV a target beside this file, `<target>.csv`, one number a line. (Of a machine file of your own,
+`mine.yaml`, it is `mine.csv` beside it.) UTF-8, with or without a byte order mark.
 
     id, network, workload, overrides, metric, unit, value, kind, calibrated, source
 
@@ -20,12 +20,15 @@ with its source as an oracle.
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+import io
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from accel_models.validation import FOLDER
-from workloads.errors import ConfigError
+from accel_models.registry import spec_files
+from accel_models.validation import FOLDER, beside
+from workloads.errors import ConfigError, unknown_name
 
 COLUMNS = ("id", "network", "workload", "overrides", "metric", "unit", "value", "kind", "calibrated", "source")
 KINDS = ("silicon", "fvp_model", "vendor_estimate", "authors_simulator", "post_layout_simulation")
@@ -96,6 +99,11 @@ class Row:
         return self.unit == "%"
 
     @property
+    def folder(self) -> Path:
+        """Where its file lies, and the files of layers that it names."""
+        return Path(self.where.rpartition(":")[0]).parent if self.where else FOLDER
+
+    @property
     def changes(self) -> dict[str, float]:
         """The overrides, by dotted path."""
         return overrides_of(self.overrides)
@@ -126,67 +134,132 @@ class Row:
         return (*self.circumstances, self.network, layer)
 
 
+def machine_file(name: str) -> Path:
+    """The file of a machine, by its name or path.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    files = spec_files()
+    if name not in files:
+        raise unknown_name("target", name, files)
+    return files[name]
+
+
 def rows(name: str) -> list[Row]:
     """Published rows of a target; [] if it has none.
 
     Raises:
-        ConfigError: names the file, the line and the field.
+        ConfigError: names the file, and line and field of everything that is wrong in it.
     """
-    is_file = name.endswith((".yaml", ".yml"))
-    path = Path(name).with_suffix(".csv") if is_file else FOLDER / f"{name}.csv"
+    path = beside(machine_file(name), ".csv")
     return read_rows(path) if path.exists() else []
 
 
+def read_text(path: Path) -> str:
+    """A text file as Excel or an editor wrote it.
+
+    Raises:
+        ConfigError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = 1 + error.object[: error.start].count(b"\n")
+        raise ConfigError(
+            f"{path}:{line}: byte 0x{error.object[error.start]:02x} is not UTF-8; save as UTF-8"
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from error
+
+
 def read_rows(path: Path) -> list[Row]:
-    """The rows of one file, checked."""
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
+    """The rows of one file, checked; all that is wrong in it is reported together."""
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    found: dict[str, Row] = {}
+    wrong: list[str] = []
+    try:
         if tuple(reader.fieldnames or ()) != COLUMNS:
             raise ConfigError(f"{path}:1: columns are {reader.fieldnames}, must be {', '.join(COLUMNS)}")
-        found: dict[str, Row] = {}
         for record in reader:
-            row = _row(f"{path}:{reader.line_num}", record)
-            if row.id in found:
-                raise ConfigError(f"{row.where}: id: {row.id!r} is also the id of {found[row.id].where}")
-            found[row.id] = row
+            where = f"{path}:{reader.line_num}"
+            mistakes = list(_mistakes(record, found))
+            wrong += [f"{where}: {mistake}" for mistake in mistakes]
+            if not mistakes:
+                row = _row(where, record)
+                found[row.id] = row
+    except csv.Error as error:
+        wrong.append(f"{path}:{reader.line_num}: {error}")
+    if wrong:
+        raise ConfigError("; ".join(wrong))
     return list(found.values())
 
 
-def _row(where: str, record: Mapping[str, str | None]) -> Row:
-    text = {key: (record.get(key) or "").strip() for key in COLUMNS}
-    for field in ("id", "network", "workload", "source"):
-        _need(where, field, text[field], "a text", bool(text[field]))
+def _mistakes(record: Mapping[str, str | None], known: Mapping[str, Row]) -> Iterator[str]:
+    """Everything that is wrong in one line: field, what was found, what is allowed."""
     if record.get(None):  # type: ignore[call-overload]
-        raise ConfigError(f"{where}: more fields than columns; put texts with commas in double quotes")
+        yield "more fields than columns; put texts with commas in double quotes"
+        return
+    text = _texts(record)
+    for field in ("id", "network", "workload", "source"):
+        if not text[field]:
+            yield f"{field}: '', must be a text"
+    if text["id"] in known:
+        yield f"id: {text['id']!r} is also the id of {known[text['id']].where}"
     quantity, _, name = text["metric"].partition(":")
-    _need(where, "metric", text["metric"], ", ".join(UNITS), quantity in UNITS)
-    _need(where, "metric", text["metric"], f"{quantity}:NAME", (quantity in NAMED) == bool(name))
-    _need(where, "unit", text["unit"], ", ".join(UNITS[quantity]), text["unit"] in UNITS[quantity])
-    _need(where, "kind", text["kind"], ", ".join(KINDS), text["kind"] in KINDS)
-    _need(where, "calibrated", text["calibrated"], "yes or no", text["calibrated"] in ("yes", "no"))
+    if quantity not in UNITS:
+        yield f"metric: {text['metric']!r}, must be {', '.join(UNITS)}"
+    elif (quantity in NAMED) != bool(name):
+        yield f"metric: {text['metric']!r}, must be {quantity}{':NAME' if quantity in NAMED else ''}"
+    elif text["unit"] not in UNITS[quantity]:
+        yield f"unit: {text['unit']!r}, must be {', '.join(UNITS[quantity])}"
+    for field, allowed in (("kind", KINDS), ("calibrated", ("yes", "no"))):
+        if text[field] not in allowed:
+            yield f"{field}: {text[field]!r}, must be one of {', '.join(allowed)}"
+    if not _is_value(text["value"], text["unit"]):
+        yield f"value: {text['value']!r}, must be a number > 0 (a percentage may be 0)"
     try:
-        value = float(text["value"])
         overrides_of(text["overrides"])
     except ValueError as error:
-        raise ConfigError(f"{where}: value {text['value']!r} or overrides {text['overrides']!r}: {error}") from error
-    lowest = value >= 0 if text["unit"] == "%" else value > 0
-    _need(where, "value", text["value"], "> 0 (a percentage may be 0)", lowest)
-    return Row(**{**text, "value": value, "calibrated": text["calibrated"] == "yes"}, where=where)  # type: ignore[arg-type]
+        yield f"overrides: {error}"
 
 
-def _need(where: str, field: str, found: str, allowed: str, is_right: bool) -> None:
-    if not is_right:
-        raise ConfigError(f"{where}: {field}: {found!r}, must be {allowed}")
+def _texts(record: Mapping[str, str | None]) -> dict[str, str]:
+    return {key: (record.get(key) or "").strip() for key in COLUMNS}
+
+
+def _is_value(text: str, unit: str) -> bool:
+    try:
+        value = float(text)
+    except ValueError:
+        return False
+    return math.isfinite(value) and (value >= 0 if unit == "%" else value > 0)
+
+
+def _row(where: str, record: Mapping[str, str | None]) -> Row:
+    text = _texts(record)
+    value, calibrated = float(text["value"]), text["calibrated"] == "yes"
+    return Row(**{**text, "value": value, "calibrated": calibrated}, where=where)  # type: ignore[arg-type]
 
 
 def overrides_of(text: str) -> dict[str, float]:
     """`path=number;path=number` as a mapping.
 
+    Raises:
+        ValueError: names the path whose number is missing or none, or which is given twice.
+
     >>> overrides_of("parameters.threads=1; clock_hz=1e9")
     {'parameters.threads': 1, 'clock_hz': 1000000000.0}
     """
     found: dict[str, float] = {}
-    for item in filter(None, text.split(";")):
-        path, _, value = item.partition("=")
-        found[path.strip()] = float(value) if "." in value or "e" in value else int(value)
+    for item in filter(None, (part.strip() for part in text.split(";"))):
+        path, _, value = (side.strip() for side in item.partition("="))
+        if path in found:
+            raise ValueError(f"{path!r} is given twice")
+        try:
+            found[path] = float(value) if "." in value or "e" in value.lower() else int(value)
+        except ValueError:
+            raise ValueError(f"{path!r}: {value!r}, must be path=number, several with ; between them") from None
     return found

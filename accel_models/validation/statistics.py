@@ -9,8 +9,8 @@ Of row i of network g, with its network left out of every fit, the error is e_gi
 
 with t the quantile of Student's distribution at LEVEL: a prediction interval under a normal law around a model that is
 right on average, and the small-sample rule (two networks: 1.9 s, three: 1.6 s, ten: 1.4 s, many: 1.3 s). A model that
-errs one way has that in s and gets a wider interval, never one that leaves the prediction out. If all rows are of one
-network, each row stands for itself and the basis says so.
+errs one way has that in s and gets a wider interval, never one that leaves the prediction out. Rows of one network say
+nothing of the next one: there is no absolute interval.
 
 **Ratio interval**, of predicted(a) / predicted(b) for two variants on one machine: what both share cancels. Of rows
 measured in the same circumstances (overrides, metric) in sets of variants (one network, and one layer of it or one
@@ -22,7 +22,8 @@ kind and map size of single layers) with n_v rows each,
 which is what all pairs of a set give, each row's error counted once. With fewer than FEW - 1 such differences sets are
 all rows of the same circumstances, other networks included: wider, and the basis says so. Two variants share a part of
 their error and have no more of it than two unrelated rows, so the interval is never wider than two independent errors
-of the absolute one give, +- sqrt(2) * t(G) * s, which is also what applies where nothing can be compared.
+of the absolute one give, +- sqrt(2) * t(G) * s, which is also what applies where nothing can be compared. If all rows
+are of one network, each of them stands for itself in that bound (G rows in place of G networks).
 
 Known to be wrong: rows of one network at several threads or batches count as independent inside a set; tails heavier
 than normal; a mixture of evidence (silicon beside estimates) in one interval.
@@ -50,37 +51,39 @@ def log_errors(predicted: np.ndarray, published: np.ndarray) -> np.ndarray:
 
 
 def absolute_interval(errors: np.ndarray, networks: Sequence[Hashable]) -> Interval | None:
-    """The interval of a prediction; None with fewer than two rows.
+    """The interval of a prediction; None with fewer than two networks.
 
     >>> absolute_interval(np.array([0.1, -0.1]), ["a", "b"])  # +- 1.886 * 0.1
     Interval(low=0.8281, high=1.208, basis='2 networks')
     """
-    if len(errors) < 2:
+    if len(set(networks)) < 2:
         return None
-    one = len(set(networks)) == 1
-    labels: Sequence[Hashable] = range(len(errors)) if one else networks
-    code = _codes(labels)
+    return _interval(_half_width(errors, networks), f"{len(set(networks))} networks")
+
+
+def _half_width(errors: np.ndarray, groups: Sequence[Hashable]) -> float:
+    """t(G) * s of G groups."""
+    code = _codes(groups)
     count = np.bincount(code)
-    total = len(count)
-    half = _student(total) * float(np.sqrt(np.mean(np.bincount(code, errors**2) / count)))
-    return _interval(half, f"{total} rows of one network" if one else f"{total} networks")
+    return _student(len(count)) * float(np.sqrt(np.mean(np.bincount(code, errors**2) / count)))
 
 
 def ratio_interval(
-    errors: np.ndarray, variants: Sequence[Hashable], circumstances: Sequence[Hashable], absolute: Interval
-) -> Interval:
-    """The interval of a ratio of two predictions.
+    errors: np.ndarray, variants: Sequence[Hashable], circumstances: Sequence[Hashable], networks: Sequence[Hashable]
+) -> Interval | None:
+    """The interval of a ratio of two predictions; None with fewer than two rows.
 
     Args:
         errors: float64 (rows,), logarithmic.
         variants: equal for rows that are variants of each other in the same circumstances.
         circumstances: equal for rows of the same circumstances.
-        absolute: the interval of one prediction, of the same rows.
+        networks: that each row is of.
 
-    >>> wide = Interval(0.1, 10.0, "2 networks")
-    >>> ratio_interval(np.array([0.1, -0.1]), [0, 0], [0, 0], wide)  # +- 3.078 * sqrt(2) * 0.1414
-    Interval(low=0.5404, high=1.851, basis='2 rows of the same circumstances')
+    >>> ratio_interval(np.array([0.1, -0.1]), [0, 1], [0, 1], ["a", "a"])  # +- 1.886 * sqrt(2) * 0.1
+    Interval(low=0.7659, high=1.306, basis='two errors of 2 rows of one network')
     """
+    if len(errors) < 2:
+        return None
     spread, freedom = _within(errors, variants)
     basis = f"{freedom + len(_several(variants))} variants of {len(_several(variants))} networks or layers"
     if freedom < FEW - 1:
@@ -88,8 +91,10 @@ def ratio_interval(
         sets = _several(circumstances)
         basis = f"{sum(circumstances.count(label) for label in sets)} rows of the same circumstances"
     half = _student(freedom) * float(np.sqrt(2 * spread)) if freedom else np.inf
-    widest = float(np.sqrt(2) * np.log(absolute.high))
-    return _interval(half, basis) if half <= widest else _interval(widest, f"two errors of {absolute.basis}")
+    total = len(set(networks))
+    of = f"{total} networks" if total > 1 else f"{len(errors)} rows of one network"
+    widest = float(np.sqrt(2)) * _half_width(errors, networks if total > 1 else range(len(errors)))
+    return _interval(half, basis) if half <= widest else _interval(widest, f"two errors of {of}")
 
 
 def _within(errors: np.ndarray, sets: Sequence[Hashable]) -> tuple[float, int]:

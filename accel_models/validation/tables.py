@@ -10,7 +10,7 @@ A page of the docs holds a block for each target that it speaks of,
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,16 @@ from accel_models.validation import LEVEL, ErrorBar, Interval
 from accel_models.validation.calibrate import Refit
 from accel_models.validation.compare import Comparison
 from accel_models.validation.errors import Assessment
+from accel_models.validation.rows import read_text
+from workloads.errors import ConfigError
 
 MOST_ROWS = 24  # of a table in the docs; of more rows those of the largest errors are shown
+SHOWN_ERROR = 5e-4  # a relative error below it prints as 0.0 %
 HEADS = (
     "error of", "rows", "evidence", "mean", "median", "worst", "rank", "calibration", "network left out",
     f"{LEVEL:.0%} interval", "of ratios", "worst row",
 )  # fmt: skip
+SHORT_HEADS = ("error of", "rows/nets", "mean", "median", "worst", f"{LEVEL:.0%} interval", "of ratios")
 _BLOCK = re.compile(  # a marker alone becomes a block when it is first filled
     r"(?P<start><!-- validation: *(?P<name>\S+) *-->)(?:(?P<body>(?:(?!<!-- validation:).)*?)<!-- end -->)?", re.DOTALL
 )
@@ -42,10 +46,39 @@ def cells(bar: ErrorBar) -> tuple[str, ...]:
         "–" if bar.rank_correlation is None else f"{bar.rank_correlation:.3f}",
         "none" if bar.fit_mean is None else f"{bar.calibrated}, mean {bar.size(bar.fit_mean)}",
         "–" if bar.left_out_mean is None else bar.size(bar.left_out_mean),
-        _interval(bar.absolute),
+        _interval(bar.absolute) if bar.absolute or bar.metric == "shares" else "one network only",
         _interval(bar.ratio),
         bar.worst_row,
     )
+
+
+def short_cells(bar: ErrorBar) -> tuple[str, ...]:
+    """What fits in 80 columns of it, under SHORT_HEADS; `details` tells the rest."""
+    what, _, _, mean, median, worst, _, _, _, absolute, ratio, _ = (
+        cell.removeprefix("x ").replace(" points", " pt") for cell in cells(bar)
+    )
+    absolute = "none" if absolute == "one network only" else absolute
+    return (what, f"{bar.rows}/{bar.networks}", mean, median, worst, absolute, ratio)
+
+
+def details(bar: ErrorBar) -> str:
+    """What `short_cells` leaves out, as a sentence."""
+    what, _, kinds, *_, rank, calibration, left_out, _, _, worst_row = cells(bar)
+    parts = (
+        f"{what}: {kinds}",
+        "indicative" * bar.is_indicative,
+        bar.why_no_interval if bar.metric != "shares" else "",
+        f"worst {worst_row}",
+        f"rank {rank}" * (bar.rank_correlation is not None),
+        "none used for calibration"
+        if bar.fit_mean is None
+        else f"{calibration.replace(',', ' used for calibration,')}",
+        f"mean {left_out} with each network left out" * (bar.left_out_mean is not None),
+    )
+    return "; ".join(filter(None, parts))
+
+
+ROW_HEADS = ("row", "published", "predicted", "unit", "error", "evidence", "")
 
 
 def row_cells(item: Comparison) -> tuple[str, ...]:
@@ -73,36 +106,53 @@ def markdown(found: Assessment) -> str:
             f"Parameters were fitted to {len(found.fitted_rows)} rows; `codesign validate {found.target}` names them.",
             "",
         ]
-    worst = sorted(found.comparisons, key=lambda item: -abs(item.error))[:MOST_ROWS]
-    shown = [item for item in found.comparisons if item in worst]
-    every = len(shown) == len(found.comparisons)
-    title = "Every row" if every else f"The {MOST_ROWS} rows of the largest errors, of {len(found.comparisons)}"
-    heads = ("row", "published", "predicted", "unit", "error", "evidence", "")
-    rows = _table(heads, [row_cells(item) for item in shown])
+    title, shown = _shown(found.comparisons)
+    rows = _table(ROW_HEADS, [row_cells(item) for item in shown])
     return "\n".join([*lines, f"<details><summary>{title}</summary>", "", *rows, "", "</details>", ""])
+
+
+def _shown(comparisons: Sequence[Comparison]) -> tuple[str, list[Comparison]]:
+    """Which rows, and they: all in the order of the file, or of many those of the largest errors, largest first."""
+    total = len(comparisons)
+    if total <= MOST_ROWS:
+        return "Every row", list(comparisons)
+    found = sorted(comparisons, key=lambda item: -abs(item.error))
+    largest, shown = abs(found[0].error), found[:MOST_ROWS]
+    if largest < SHOWN_ERROR:
+        return f"{MOST_ROWS} of {total} rows, all {'exact' if largest < 1e-9 else '0.0%'}", shown
+    return f"The {MOST_ROWS} rows of the largest errors, of {total}", shown
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *rows)]
 
 
-def rewrite_docs(folder: Path, texts: Mapping[str, str]) -> list[Path]:
+def rewrite_docs(folder: Path, texts: Mapping[str, str], known: Collection[str] = ()) -> list[Path]:
     """Put the blocks of the given targets into every Markdown file below a folder; blocks of others stay.
+
+    Args:
+        known: names of other machines that a block may be of.
 
     Returns:
         Files that changed.
+
+    Raises:
+        ConfigError: a block of an unknown machine, in which case no file changes, or a page that is not UTF-8.
     """
+    pages = {path: read_text(path) for path in sorted(folder.rglob("*.md"))}
+    for path, text in pages.items():
+        if wrong := [name for name in blocks(text) if name not in {*texts, *known} and not Path(name).is_file()]:
+            raise ConfigError(f"{path}: <!-- validation: {wrong[0]} --> names no known machine; see `codesign targets`")
 
     def filled(match: re.Match[str]) -> str:
         text = texts.get(match["name"])
         return match[0] if text is None else f"{match['start']}\n{text}<!-- end -->"
 
     changed = []
-    for path in sorted(folder.rglob("*.md")):
-        old = path.read_text()
+    for path, old in pages.items():
         new = _BLOCK.sub(filled, old)
         if new != old:
-            path.write_text(new)
+            path.write_text(new, encoding="utf-8")
             changed.append(path)
     return changed
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import save_file
 
 from codesign import cli
@@ -115,12 +116,14 @@ class TestValidate:
     def test_rows_errors_and_what_was_fitted(self, monkeypatch, capsys, mine: Path) -> None:  # type: ignore[no-untyped-def]
         code, out, _ = run(monkeypatch, capsys, "validate", mine, "--refit")
         assert code == 0
-        rows = [line.split() for line in out.splitlines() if line.startswith(" row7 ")]
+        rows = [line.split() for line in out.splitlines() if line.startswith("row7 ")]
         assert rows == [["row7", "77", "72", "cycle", "-6.5%", "silicon", "calibration"]]
-        (bar,) = [line for line in out.splitlines() if "time, one layer" in line]
-        assert "8 of 1 network" in bar
-        assert "8, mean 3.0%" in bar
-        assert "fitted to row0, row1" in out
+        bar = next(line.split() for line in out.splitlines() if "time, one layer" in line)
+        assert bar[3:8] == ["8/1", "3.0%", "2.8%", "6.5%", "none"]
+        text = " ".join(out.split())
+        assert "silicon; indicative; one network only: no interval; worst row7" in text
+        assert "8 used for calibration, mean 3.0%" in text
+        assert "fitted to row0, row1" in text
         (fit,) = [line.split() for line in out.splitlines() if "bandwidth_bytes_per_cycle" in line]
         assert fit[1:5] == ["1", "to", "64", "8"]
         assert float(fit[5]) == pytest.approx(576 / 73.46, rel=1e-3)  # the geometric mean of 70 to 77
@@ -135,16 +138,39 @@ class TestValidate:
         stored = json.loads(out.read_text())
         assert stored["format"] == "codesign.validation"
         assert [row["predicted"] for row in stored["targets"][str(mine)]["rows"]] == [72.0] * 8
-        assert "| time, one layer | 8 of 1 network |" in page.read_text()
+        assert "| time, one layer | 8 of 1 network, indicative |" in page.read_text()
         assert sorted(path.name for path in plots.iterdir()) == ["mine.png", "mine.svg"]
 
     def test_a_target_without_rows_says_so(self, monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
         assert "no published rows are at hand" in run(monkeypatch, capsys, "validate", "ideal")[1]
 
-    def test_errors_of_a_file_of_ones_own_are_not_stored(self, monkeypatch, capsys, mine: Path) -> None:  # type: ignore[no-untyped-def]
-        code, _, err = run(monkeypatch, capsys, "validate", mine, "--store")
+    def test_errors_of_a_file_of_ones_own_are_stored_beside_it(self, monkeypatch, capsys, mine: Path) -> None:  # type: ignore[no-untyped-def]
+        code, out, _ = run(monkeypatch, capsys, "validate", mine, "--store")
+        assert code == 0
+        assert f"written: {mine.parent / 'mine.errors.json'}" in out
+        (bar,) = json.loads((mine.parent / "mine.errors.json").read_text())["bars"]
+        assert (bar["rows"], bar["worst_row"]) == (8, "row7")
+
+    def test_a_broken_machine_does_not_hide_the_others(self, monkeypatch, capsys, mine: Path) -> None:  # type: ignore[no-untyped-def]
+        broken = mine.with_name("broken.yaml")
+        broken.write_text("base: ideal\nname: broken\n")
+        broken.with_suffix(".csv").write_bytes(b"id,\xff\n")
+        code, out, err = run(monkeypatch, capsys, "validate", broken, mine, "--refit")
         assert code == 2
-        assert "--store keeps errors of machines in specs/ only" in err
+        assert "time, one layer" in out
+        assert "fitted again" in out
+        assert err.count("\n") == 1
+        assert f"{broken.with_suffix('.csv')}:1: byte 0xff is not UTF-8" in err
+
+    @pytest.mark.parametrize("width", [80, 120])
+    def test_it_fits_the_screen(self, monkeypatch, capsys, mine: Path, width: int) -> None:  # type: ignore[no-untyped-def]
+        """No head of a table is cut, and the table is as narrow as the screen."""
+        monkeypatch.setattr("codesign.validation.console", lambda: Console(highlight=False, width=width))
+        names = (mine, "eyeriss_v1", "ethos_u55_128", "tpu_v1")
+        _, out, _ = run(monkeypatch, capsys, "validate", *names)
+        heads = [line.split() for line in out.splitlines() if line.startswith("error of")]
+        assert heads == [["error", "of", "rows/nets", "mean", "median", "worst", "80%", "interval", "of", "ratios"]] * 4
+        assert max(len(line.rstrip()) for line in out.splitlines() if line != str(mine)) <= width
 
     def test_help_teaches(self, monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
         out = run(monkeypatch, capsys, "validate", "--help")[1]

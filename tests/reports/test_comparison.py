@@ -99,6 +99,14 @@ def test_a_ratio_has_the_interval_of_ratios_and_says_what_it_is_of(comparison: C
     assert compare(result(price("a", useful=0)), result(price("a", useful=0))).latency_ratio is None
 
 
+def test_a_table_of_machines_says_what_an_interval_rests_on() -> None:
+    few = dataclasses.replace(TIME_ERROR, networks=2)
+    row = compare_targets([dataclasses.replace(before(), error=ErrorBars((few,)))]).rows[0]
+    assert row.expected_ms == "0.396 to 0.504, indicative"
+    assert (row.caveat_s, row.caveat_j) == ("indicative", "")
+    assert row.expected_ms in str(compare_targets([dataclasses.replace(before(), error=ErrorBars((few,)))]))
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [

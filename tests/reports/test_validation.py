@@ -7,9 +7,11 @@ import math
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from accel_models.validation.errors import assess
-from reports.validation import ValidationRecord, validation_figure, validation_record, write_figures
+from reports.validation import ValidationRecord, ticks, validation_figure, validation_record, write_figures
 from tests.accel_models.validation.builders import BYTES, line, machine
 
 
@@ -34,7 +36,8 @@ def test_times_are_in_seconds_whatever_was_published(record: ValidationRecord) -
     assert times["slow clock"] == pytest.approx((576e-9, 288e-9))  # 72 cycles of twice the time
     assert record.panels == ("time (s)", "energy (J)", "traffic (B)")
     errors = {point.id: point.error for point in record.points}
-    assert errors["rate"] == pytest.approx(-0.5)
+    assert errors["rate"] == pytest.approx(1.0)  # of the throughput, as in the tables
+    assert errors["cycles"] == pytest.approx(-0.5)
     assert errors["bytes"] == 0
     assert {point.id for point in record.points if point.fitted} == {"joules"}
 
@@ -55,6 +58,35 @@ def test_a_panel_shows_every_point_between_the_same_limits_on_both_axes(record: 
         assert all(low < value < high for point in points for value in (point.published, point.predicted))
         labels = [label.get_text() for label in axes.get_xticklabels()]
         assert not any("$" in label for label in labels)  # no markup of matplotlib's own
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "most", "found"),
+    [
+        (0.09, 20, 6, [0.1, 0.3, 1, 3, 10]),
+        (0.09, 20, 3, [0.1, 1, 10]),
+        (0.17, 0.45, 3, [0.2, 0.3]),  # within one decade
+        (1e-9, 1e3, 3, [1e-9, 1e-4, 10]),
+    ],
+)
+def test_a_logarithmic_axis_has_few_round_ticks(low: float, high: float, most: int, found: list[float]) -> None:
+    assert ticks(low, high, most) == pytest.approx(found)
+
+
+@given(st.floats(-12, 12), st.floats(math.log10(1.6**2), 12), st.integers(3, 6))
+def test_a_logarithmic_axis_has_two_ticks_at_least(start: float, decades: float, most: int) -> None:
+    assert 2 <= len(ticks(10**start, 10 ** (start + decades), most)) <= most
+
+
+def test_the_worst_row_of_the_table_is_ringed(tmp_path: Path) -> None:
+    """Twice the throughput is +100 % there, twice the speed of another row -50 %."""
+    lines = [line("time", value=160), line("rate", metric="throughput", unit="1/s", value=500e6 / 150)]
+    found = assess(machine(tmp_path, lines))
+    assert found.bars is not None
+    figure = validation_figure(validation_record([found]), "")
+    (text,) = [note.get_text() for axes in figure.axes for note in axes.texts]
+    assert found.bars.bars[0].worst_row == "rate"
+    assert text == "worst, ringed: +108.3% of the throughput\nrate"
 
 
 def test_shares_are_linear_and_may_be_zero() -> None:

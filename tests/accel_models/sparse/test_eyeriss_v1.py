@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from accel_models import target
 from accel_models.placement import place
 from accel_models.pricing import replace_spec
+from accel_models.sparse import eyeriss_v1
 from accel_models.testing import sample_rows
 from accel_models.validation.compare import compare, layer_graph
 from workloads.columns import Columns
@@ -105,6 +106,10 @@ def test_it_finds_the_published_mappings() -> None:
     assert {layer: mapping(text) for layer, text in ALEXNET.items()} == published
 
 
+def test_the_speed_promise_counts_mappings_of_the_poorest_layer() -> None:
+    assert MACHINE.family.mappings_tried() == 3 + 6 * 12
+
+
 def test_every_mapping_fits_the_machine() -> None:
     rows = sample_rows(2000, np.random.default_rng(0), 16)
     rows = rows.take(rows.is_mac & (rows.r <= 12))
@@ -125,30 +130,79 @@ def test_every_mapping_fits_the_machine() -> None:
     assert (banks[is_conv] <= 25).all()
 
 
-@settings(max_examples=60, deadline=None)
+def tall(text: str, heights: range) -> Columns:
+    """A written-out layer on square maps of many heights."""
+    return Columns.concatenate([row(f"{text} h={height}") for height in heights])
+
+
+@pytest.mark.parametrize(("channels", "most"), [(64, 1.0), (128, 1.1), (256, 1.1), (512, 1.15)])
+def test_a_larger_map_takes_no_less(channels: int, most: float) -> None:
+    """Up to what a mapping may be slower than the fastest, and to whole strips, banks and passes."""
+    cycles = MACHINE.price(tall(f"conv c={channels} k={channels} r=3", range(8, 113))).cycles
+    larger = np.minimum.accumulate(cycles[::-1])[::-1][1:]  # the least of all larger maps
+    assert (cycles[:-1] <= most * larger).all()
+
+
+@settings(max_examples=30, deadline=None)
 @given(
-    k=st.integers(1, 512),
-    c=st.integers(1, 300),
-    h=st.integers(1, 14),
-    w=st.integers(1, 100),
+    k=st.integers(8, 700),
+    c=st.integers(8, 700),
     r=st.sampled_from([1, 3, 5]),
-    n=st.integers(1, 4),
+    stride=st.integers(1, 2),
+    n=st.sampled_from([1, 2, 4]),
 )
-def test_no_choice_for_the_buffer_has_less_dram_traffic(k: int, c: int, h: int, w: int, r: int, n: int) -> None:
-    """Against plain loops over all n and e, with the most filters that fit."""
+def test_no_cliffs_along_the_height(k: int, c: int, r: int, stride: int, n: int) -> None:
+    cycles = MACHINE.price(tall(f"conv c={c} k={k} r={r} stride={stride} n={n}", range(8, 113, 3))).cycles
+    larger = np.minimum.accumulate(cycles[::-1])[::-1][1:]
+    assert (cycles[:-1] <= 1.45 * larger).all()
 
-    def words(images: int, e: int) -> float:
-        ifmap_banks = ceil(2 * images * (e - 1 + r) * (w - 1 + r) / 4096)
-        m = (25 - ifmap_banks) * 2048 // (images * e * w) // 4 * 4
-        if m < 1:
-            return np.inf
-        strips = ceil(h / e)
-        rows = h + strips * (r - 1)
-        return k * c * r * r * strips * ceil(n / images) + n * c * rows * (w - 1 + r) * ceil(k / m)
 
-    chosen = mapping(f"conv c={c} k={k} h={h} w={w} r={r} n={n}")
-    least = min(words(images, e) for images in range(1, n + 1) for e in range(1, h + 1))
-    assert words(chosen[0], chosen[1]) == least
+def test_latency_is_given_for_traffic_and_not_more_than_a_tenth(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = sample_rows(3000, np.random.default_rng(0), 16)
+    rows = rows.take(rows.is_op("conv"))
+    rows = rows.replace(activation=0 * rows.activation, input_density=np.ones(len(rows)))  # as the mapper sees them
+    chosen = MACHINE.price(rows, memo=False)
+    monkeypatch.setattr(eyeriss_v1, "SLOWER", 0.0)
+    fastest = MACHINE.price(rows, memo=False)
+    traffic, least = chosen.traffic_bytes[:, 2], fastest.traffic_bytes[:, 2]
+    assert (chosen.cycles <= 1.11 * fastest.cycles).all()  # a tenth as compared, before filters are cut into passes
+    assert (chosen.cycles > 1.05 * fastest.cycles).any()
+    assert (traffic <= 1.1 * least).all()  # compared with the border of zeros, which is not moved
+    assert traffic.sum() < least.sum()
+
+
+def shortest(k: int, c: int, h: int, r: int) -> float:
+    """Least latency of an unpadded layer over all heights e and all p, q, r, t, with the most filters that fit."""
+    best = np.inf
+    width = h - 1 + r
+    for e in range(1, min(h, 14 * (12 // r)) + 1):
+        strips, rows = ceil(h / e), e - 1 + r
+        most = (25 - ceil(2 * rows * width / 4096)) * 2048 // (e * h) // 4 * 4
+        if most < 1:
+            continue
+        rounds = ceil(k / most)
+        m = ceil(k / rounds)
+        free = (25 - ceil(2 * ceil(m / 4) * 4 * e * h / 4096)) * 2048 // (rows * width)
+        high, wide = 12 // r // ceil(e / 14), max(14 // e, 1)
+        sets, t, p, q = np.meshgrid(*(np.arange(1, top + 1) for top in (high, high * wide, 24, 12 // r)))
+        fits = (t <= high // sets * wide) & (p * q * r <= 224) & (p * t * q * sets * r * r <= 4096)
+        fits &= (q * sets <= free) & (sets <= c) & (p * t < m + p)
+        ramp = p * t * q * sets * r * r / 4 + q * sets * rows * r
+        stream = np.maximum(np.maximum(p * q * r * h, -(-p // 4) * t * e * h), q * sets * rows * (width - r))
+        passes = strips * rounds * -(-m // (p * t)) * -(-c // (q * sets))
+        fmaps = c * (h + strips * (r - 1)) * width * rounds + k * h * h
+        moved = 2 * (fmaps + k * c * r * r * strips)
+        found = np.where(fits, passes * (ramp + stream), np.inf).min() + 2 * fmaps / LINK
+        best = min(best, max(found, moved / LINK))
+    return best
+
+
+@settings(max_examples=15, deadline=None)
+@given(k=st.integers(1, 300), c=st.integers(1, 300), h=st.integers(4, 80), r=st.sampled_from([1, 3, 5]))
+def test_no_mapping_is_much_faster(k: int, c: int, h: int, r: int) -> None:
+    """Against plain loops; a tenth may be given for traffic, and not all is tried."""
+    cycles = MACHINE.price(row(f"conv c={c} k={k} h={h - 1 + r} r={r} pad=valid")).cycles[0]
+    assert shortest(k, c, h, r) <= cycles * (1 + 1e-9) <= 1.6 * shortest(k, c, h, r)
 
 
 @settings(max_examples=30, deadline=None)
@@ -272,7 +326,7 @@ def test_alexnet_as_published() -> None:
     """Tolerances: 8 % of latencies (8.1 % of the total of conv4 and conv5), 10 % of DRAM, 1 % of GLB, PEs exact."""
     allowed = {"processing-latency": 0.08, "total-latency": 0.081, "dram-accesses": 0.1, "glb-accesses": 0.01}
     allowed |= {"active-pes": 1e-9, "power": 0.1}
-    errors = {item.row.id: item.error for item in compare("eyeriss_v1")}
+    errors = {item.row.id: item.error for item in compare("eyeriss_v1") if item.row.network == "alexnet"}
     assert len(errors) == 30
     for name, error in errors.items():
         assert abs(error) < next(most for metric, most in allowed.items() if name.endswith(metric)), name

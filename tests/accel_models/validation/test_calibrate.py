@@ -121,6 +121,27 @@ def test_a_fitted_row_that_does_not_exist_is_named(tmp_path: Path) -> None:
         assess(name)
 
 
+def test_a_parameter_fitted_to_no_rows_is_named(tmp_path: Path) -> None:
+    name = machine(tmp_path, rows({"a": 4.0}), fitted([], 8))
+    with pytest.raises(
+        ConfigError, match=r"mine.yaml: fitted: memories.0.bandwidth_bytes_per_cycle: rows: \[\], must name"
+    ):
+        assess(name)
+
+
+def test_rows_are_found_beside_a_machine_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its name in a folder of CODESIGN_SPECS, whatever is wrong with the rows of the machines beside it."""
+    machine(tmp_path, rows({"a": 4.0, "b": 9.0}), fitted(["a", "b"], 6.0))
+    (tmp_path / "broken.yaml").write_text("base: ideal\nname: broken\n")
+    (tmp_path / "broken.csv").write_text("no,columns\n")
+    monkeypatch.setenv("CODESIGN_SPECS", str(tmp_path))
+    assert [item.row.id for item in assess("mine").comparisons] == ["a", "b"]
+    assert Calibration("mine").values()[PATH] == 6.0
+    (tmp_path / "mine.yaml").write_text((tmp_path / "mine.yaml").read_text().replace("[a, b]", "[a, gone]"))
+    with pytest.raises(ConfigError, match=r"no published row has the id 'gone', neither in .*mine.csv nor elsewhere"):
+        assess("mine")
+
+
 @pytest.mark.parametrize("bounds", [(9.0, 16.0), (8.0, 8.0)])
 def test_a_stored_value_lies_in_its_bounds(tmp_path: Path, bounds: tuple[float, float]) -> None:
     name = machine(tmp_path, rows({"a": 4.0, "b": 4.0}), fitted(["a", "b"], 8.0, bounds))
@@ -132,7 +153,7 @@ def test_numbers_of_a_machine_in_memory() -> None:
     machine = target("ideal")
     changed = with_numbers(machine, {PATH: 4.0, "clock_hz": 1e9, "macs_per_cycle.8": 512.0})
     again = target("ideal", {PATH: 4.0, "clock_hz": 1e9, "macs_per_cycle.8": 512.0})
-    assert changed.spec == again.spec
+    assert changed.spec == again.spec.model_copy(update={"changed": ()})
     assert machine.spec == target("ideal").spec
     assert number_at(changed.spec, PATH) == 4.0
     for path, message in (("memories.3.size_bytes", "'3' is unknown"), ("title", "must be a number")):

@@ -13,10 +13,12 @@ import pytest
 from accel_models import target, targets
 from accel_models.result import describe_error, with_interval
 from accel_models.testing import small_graph
-from accel_models.validation import FOLDER, ErrorBar, ErrorBars, Interval, error_bars
-from accel_models.validation.errors import Assessment, assess
+from accel_models.validation import FOLDER, SPECS, ErrorBar, ErrorBars, Interval, error_bars
+from accel_models.validation.compare import layer_graph
+from accel_models.validation.errors import Assessment, assess, store
 from accel_models.validation.tables import HEADS, MOST_ROWS, blocks, cells, markdown, rewrite_docs, to_dict
-from tests.accel_models.validation.builders import BYTES, line, machine
+from tests.accel_models.validation.builders import BYTES, LAYER, line, machine
+from workloads.errors import ConfigError
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -32,7 +34,9 @@ def same(found: Any, stored: Any) -> bool:
         return found.keys() == stored.keys() and all(same(found[key], stored[key]) for key in found)
     if isinstance(found, list | tuple):
         return len(found) == len(stored) and all(map(same, found, stored))
-    return found == (pytest.approx(stored, rel=0.01, abs=0.002) if isinstance(found, float) else stored)
+    if isinstance(found, float) and isinstance(stored, float):
+        return found == pytest.approx(stored, rel=0.01, abs=0.002)
+    return bool(found == stored)
 
 
 @pytest.mark.parametrize("name", targets())
@@ -94,12 +98,12 @@ def test_classes_and_scopes_are_kept_apart(tmp_path: Path) -> None:
 
 def test_a_throughput_that_is_too_high_is_a_time_that_is_too_low(tmp_path: Path) -> None:
     """Both say that the machine is twice as fast as published: as errors of times they agree, and a ratio is exact."""
-    lines = [line(f"t{i}", value=144) for i in range(5)]
-    lines += [line(f"r{i}", metric="throughput", unit="1/s", value=500e6 / 144) for i in range(5)]
+    lines = [line(f"t{i}", "ab"[i % 2], value=144) for i in range(5)]
+    lines += [line(f"r{i}", "ab"[i % 2], metric="throughput", unit="1/s", value=500e6 / 144) for i in range(5)]
     (bar,) = bars_of(tmp_path, lines)
-    assert bar.ratio == Interval(1.0, 1.0, "10 variants of 2 networks or layers")
+    assert bar.ratio == Interval(1.0, 1.0, "10 variants of 4 networks or layers")
     assert bar.absolute is not None
-    assert bar.absolute.high == pytest.approx(2**1.372, rel=1e-3)  # ten rows: t = 1.372
+    assert bar.absolute.high == pytest.approx(2**1.8856, rel=1e-3)  # two networks: t = 1.886
 
 
 def test_shares_have_no_interval(tmp_path: Path) -> None:
@@ -120,6 +124,42 @@ def bar(rows: int, scope: str = "network", **changes: Any) -> ErrorBar:
         "fit_mean": None, "left_out_mean": None, "absolute": Interval(0.8, 1.25, "networks"), "ratio": None,
     }  # fmt: skip
     return ErrorBar(**{**fields, **changes})
+
+
+def test_rows_of_one_network_give_no_interval_and_say_why(tmp_path: Path) -> None:
+    lines = [line(f"row{i}", workload=f"{LAYER} density=0.{9 - i}", value=80 + i) for i in range(6)]
+    (found,) = bars_of(tmp_path, lines)
+    assert found.absolute is None
+    assert found.ratio is not None
+    assert found.is_indicative
+    assert str(found).endswith("one network only: no interval")
+    assert "one network only" in cells(found)
+    assert with_interval(0.010, found) == "10.000"
+
+
+def test_few_networks_are_indicative_whatever_the_rows() -> None:
+    assert bar(9, networks=4).is_indicative
+    assert with_interval(0.010, bar(9, networks=4)) == "10.000 (80% interval 8.000 to 12.500, indicative)"
+    assert not bar(5, networks=5).is_indicative
+
+
+def test_a_bar_without_interval_does_not_hide_one_with() -> None:
+    pair = (bar(2), bar(50, "layer", networks=1, absolute=None))
+    assert ErrorBars(pair).time == pair[0]
+    pair = (bar(9, networks=1, absolute=None), bar(2, "layer"))
+    assert ErrorBars(pair).time == pair[1]
+
+
+def test_a_single_layer_has_the_error_of_layers_where_there_is_one() -> None:
+    found = ErrorBars((bar(9), bar(6, "layer"), bar(9, metric="energy"))).of_one_layer()
+    assert [(each.metric, each.scope) for each in found.bars] == [("time", "layer"), ("energy", "network")]
+    target_ = target("ethos_u55_256")
+    one, two = (layer_graph("conv@int8 c=8 k=16 h=4"), small_graph())
+    assert (result := target_.simulate(one)).time_error is not None
+    assert result.time_error.scope == "layer"
+    both = target_.simulate(two).error
+    assert both is not None
+    assert {each.scope for each in both.bars} == {"network", "layer"}
 
 
 @pytest.mark.parametrize(
@@ -179,12 +219,18 @@ def test_a_markdown_block(tmp_path: Path) -> None:
             assert row.count("|") in (len(HEADS) + 1, 8)
 
 
-def test_of_many_rows_the_largest_errors_are_shown_in_their_order(tmp_path: Path) -> None:
-    found = assess(machine(tmp_path, [line(f"row{i:02d}", value=172 - i) for i in range(40)]))
+def test_of_many_rows_the_largest_errors_are_shown_the_largest_first(tmp_path: Path) -> None:
+    found = assess(machine(tmp_path, [line(f"row{i:02d}", value=132 + i) for i in range(40)]))
     text = markdown(found)
     names = [row.split()[1] for row in text.splitlines() if row.startswith("| row") and "published" not in row]
-    assert names == [f"row{i:02d}" for i in range(MOST_ROWS)]
+    assert names == [f"row{i:02d}" for i in range(39, 39 - MOST_ROWS, -1)]
     assert f"The {MOST_ROWS} rows of the largest errors, of 40" in text
+
+
+@pytest.mark.parametrize(("value", "title"), [(72, "24 of 40 rows, all exact"), (72.01, "24 of 40 rows, all 0.0%")])
+def test_of_many_rows_without_errors_none_is_called_the_largest(tmp_path: Path, value: float, title: str) -> None:
+    found = assess(machine(tmp_path, [line(f"row{i:02d}", value=value) for i in range(40)]))
+    assert f"<summary>{title}</summary>" in markdown(found)
 
 
 def test_no_rows_is_said() -> None:
@@ -198,10 +244,44 @@ def test_blocks_are_rewritten_in_place(tmp_path: Path) -> None:
     a, b, c = (f"<!-- validation: {name} -->" for name in "abc")
     end = "<!-- end -->"
     page.write_text(f"# Page\n{a}\nold\n{end}\nmore\n{b}\n{c}\n{end}\nlast\n")
-    assert rewrite_docs(tmp_path, {"a": "new\n", "b": "B\n"}) == [page]
+    assert rewrite_docs(tmp_path, {"a": "new\n", "b": "B\n"}, known=["c"]) == [page]
     assert page.read_text() == f"# Page\n{a}\nnew\n{end}\nmore\n{b}\nB\n{end}\n{c}\n{end}\nlast\n"
     assert blocks(page.read_text()) == {"a": "new\n", "b": "B\n", "c": ""}
-    assert rewrite_docs(tmp_path, {"a": "new\n"}) == []
+    assert rewrite_docs(tmp_path, {"a": "new\n"}, known=["b", "c"]) == []
+    with pytest.raises(ConfigError, match=r"page.md: <!-- validation: c --> names no known machine"):
+        rewrite_docs(tmp_path, {"a": "newer\n", "b": "B\n"})
+    assert "newer" not in page.read_text()
+
+
+# ---- machines of one's own ------------------------------------------------------------------------------------------
+
+
+def test_errors_of_a_machine_of_ones_own_lie_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = machine(tmp_path, [line("a", "a", value=80), line("b", "b", value=60)])
+    before = (FOLDER / "errors.json").read_bytes()
+    assert target(name).simulate(small_graph()).error is None
+    found = assess(name)
+    assert store([found]) == [tmp_path / "mine.errors.json"]
+    assert (FOLDER / "errors.json").read_bytes() == before
+    assert error_bars("mine", name) == found.bars
+    assert target(name).simulate(small_graph()).error == found.bars
+    monkeypatch.setenv("CODESIGN_SPECS", str(tmp_path))
+    assert target("mine").simulate(small_graph()).error == found.bars
+    assert error_bars("eie", str(SPECS / "eie.yaml")) == error_bars("eie") is not None
+    (tmp_path / "mine.errors.json").write_text('{"bars": [{}]}')
+    with pytest.raises(ConfigError, match=r"mine.errors.json: no errors of a machine .*`codesign validate --store`"):
+        error_bars("mine", name)
+
+
+def test_a_machine_that_hides_one_of_the_package_has_its_own_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(tmp_path, [line("a", "a", value=80)], name="eie")
+    monkeypatch.setenv("CODESIGN_SPECS", str(tmp_path))
+    assert store([assess("eie")]) == [tmp_path / "eie.errors.json"]
+    found = target("eie").simulate(small_graph()).error
+    assert found is not None
+    assert found.bars[0].worst_row == "a"
 
 
 def test_json_holds_every_row(tmp_path: Path) -> None:

@@ -137,6 +137,24 @@ def test_padding_and_batch(text: str, shape: tuple[int, ...], padding: tuple[int
     assert layer.weight_bits == (16 if "fp16" in text else 32)
 
 
+def test_layers_are_looked_up_beside_their_rows(tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("# two layers\nconv@int8 c=8 k=16 h=4\n\nconv@int8 c=8 k=16 h=4  # again\n")
+    lines = [line("own", workload="layers:own.txt"), line("package", workload="layers:eyeriss_v2_mobilenet.txt")]
+    own, package = compare(machine(tmp_path, lines))
+    assert own.predicted == 2 * CYCLES
+    assert package.predicted > 1000 * CYCLES
+
+
+def test_what_is_wrong_in_a_file_of_layers_is_named_with_its_line(tmp_path: Path) -> None:
+    name = machine(tmp_path, [line(workload="layers:own.txt")])
+    for text, message in (("conv k=3\nconv c=8\npool c=3\n", "own.txt:1: .*'c' is missing.*; .*own.txt:3: .*op 'pool'"),
+                          ("# nothing\n", "own.txt: holds no layer, must hold one a line")):  # fmt: skip
+        (tmp_path / "own.txt").write_text(text)
+        workload.cache_clear()
+        with pytest.raises(ConfigError, match=message):
+            compare(name)
+
+
 def test_layers_of_a_file_do_not_feed_each_other() -> None:
     found = workload("layers:eyeriss_v2_mobilenet.txt")
     assert len(found.graphs) == 28
@@ -178,13 +196,16 @@ def test_a_layer_and_a_network_are_kept_apart(tmp_path: Path) -> None:
     [
         (line(metric="speed"), "mine.csv:2: metric: 'speed', must be cycles, latency"),
         (line(metric="traffic"), "mine.csv:2: metric: 'traffic', must be traffic:NAME"),
-        (line(metric="cycles:x"), "mine.csv:2: metric: 'cycles:x', must be cycles:NAME"),
+        (line(metric="cycles:x"), "mine.csv:2: metric: 'cycles:x', must be cycles$"),
         (line(unit="ms"), "mine.csv:2: unit: 'ms', must be cycle"),
-        (line(kind="guess"), "mine.csv:2: kind: 'guess', must be silicon"),
-        (line(calibrated="maybe"), "mine.csv:2: calibrated: 'maybe', must be yes or no"),
-        (line(value="many"), "mine.csv:2: value 'many'"),
-        (line(value=0), r"mine.csv:2: value: '0', must be > 0 \(a percentage may be 0\)"),
-        (line(overrides="clock_hz=fast"), "overrides 'clock_hz=fast'"),
+        (line(kind="guess"), "mine.csv:2: kind: 'guess', must be one of silicon, fvp_model"),
+        (line(calibrated="maybe"), "mine.csv:2: calibrated: 'maybe', must be one of yes, no"),
+        (line(value="many"), "mine.csv:2: value: 'many', must be a number > 0"),
+        (line(value="inf"), "mine.csv:2: value: 'inf', must be a number > 0"),
+        (line(value=0), r"mine.csv:2: value: '0', must be a number > 0 \(a percentage may be 0\)"),
+        (line(overrides="clock_hz=fast"), "mine.csv:2: overrides: 'clock_hz': 'fast', must be path=number"),
+        (line(overrides="clock_hz"), "mine.csv:2: overrides: 'clock_hz': '', must be path=number"),
+        (line(overrides="clock_hz=1;clock_hz=2"), "mine.csv:2: overrides: 'clock_hz' is given twice"),
         (line(network=""), "mine.csv:2: network: '', must be a text"),
         (line(source="a, b"), "mine.csv:2: more fields than columns; put texts with commas in double quotes"),
         (line() + "\n" + line(), "mine.csv:3: id: 'row' is also the id of .*mine.csv:2"),
@@ -193,6 +214,30 @@ def test_a_layer_and_a_network_are_kept_apart(tmp_path: Path) -> None:
 def test_a_wrong_row_is_one_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         only_row(tmp_path, text)
+
+
+def test_all_wrong_rows_are_reported_together(tmp_path: Path) -> None:
+    lines = [line("a", value="x", kind="guess"), line("b"), line("c", unit="ms"), line("b")]
+    with pytest.raises(ConfigError) as error:
+        only_row(tmp_path, "\n".join(lines))
+    found = str(error.value).split("; ")
+    places = [each.rpartition("mine.csv:")[2].split(":")[:2] for each in found[:3]]
+    assert places == [["2", " kind"], ["2", " value"], ["4", " unit"]]
+    assert "'b' is also the id of" in found[3]
+
+
+def test_a_byte_order_mark_of_a_spreadsheet_is_no_part_of_a_column(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + f"{HEAD}\r\n{line(source='Müller')}\r\n".encode())
+    (row,) = read_rows(path)
+    assert (row.id, row.source) == ("row", "Müller")
+
+
+def test_bytes_of_another_encoding_name_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_bytes(f"{HEAD}\n{line(source='Müller')}\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"mine.csv:2: byte 0xfc is not UTF-8; save as UTF-8"):
+        read_rows(path)
 
 
 def test_other_columns_are_refused(tmp_path: Path) -> None:
@@ -209,14 +254,28 @@ def test_other_columns_are_refused(tmp_path: Path) -> None:
         ({"workload": "table:resnet18 #conv9"}, "table 'resnet18' has no layer 'conv9'; its layers: "),
         (
             {"workload": "table:resnet18 width=2"},
-            "field 'width' is unknown or empty; allowed, as key=value: n, density",
+            "field 'width=2' is unknown or empty; allowed, as key=value: n, density",
         ),
-        ({"workload": "table:resnet18 density=2"}, "density 2.0, must lie in 0..1"),
+        ({"workload": "table:resnet18 density=2"}, "density '2', must be a number in 0..1"),
+        ({"workload": "table:resnet18 density=half"}, "density 'half', must be a number in 0..1"),
+        ({"workload": "table:resnet18 n=0"}, "n '0', must be a whole number >= 1"),
+        ({"workload": "table:resnet18 #"}, "table 'resnet18' has no layer ''; its layers: "),
         ({"workload": "table:resnet18@int4"}, "unknown precision 'int4'"),
+        ({"workload": "table:resnet18@"}, "unknown precision '' behind @; allowed: fp32"),
         ({"workload": "layer:pool c=3"}, "op 'pool', must be one of conv, linear"),
         ({"workload": "layer:conv k=3"}, "field 'c' is missing"),
-        ({"workload": "layer:conv c=3.5"}, "invalid literal for int"),
-        ({"workload": "layer:conv c=8 groups=3"}, "groups"),
+        ({"workload": "layer:conv c=3.5"}, "c '3.5', must be a whole number >= 1, in digits"),
+        ({"workload": "layer:conv c=1e3"}, "c '1e3', must be a whole number >= 1, in digits"),
+        ({"workload": "layer:conv c=6 c=7"}, "field 'c' is given twice, '6' and '7', must be given once"),
+        ({"workload": "layer:conv c=8 stride=0"}, "stride '0', must be a whole number >= 1"),
+        ({"workload": "layer:conv c=8 pad=foo"}, "pad 'foo', must be same, valid or a whole number >= 0"),
+        ({"workload": "layer:conv c=8 h=2 r=5 pad=1"}, "h = 2 is smaller than the kernel of 5 even with its padding"),
+        ({"workload": "layer:conv c=8 groups=3"}, "groups 3, must divide c = 8"),
+        ({"workload": "layer:conv@ c=8"}, "unknown precision '' behind @; allowed: fp32"),
+        (
+            {"workload": "layer:linear c=8 h=4"},
+            "field 'h=4' is unknown or empty; allowed, as key=value: c, k, n, density",
+        ),
         ({"workload": "layers:nothing.txt"}, "no file 'nothing.txt' beside the rows"),
         ({"overrides": "parameters.speed=2"}, "overrides: no field 'parameters.speed'"),
         ({"metric": "traffic:flash", "unit": "B"}, "metric: no memory 'flash'; the machine has dram"),

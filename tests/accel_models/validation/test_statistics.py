@@ -34,11 +34,16 @@ def test_networks_count_and_not_their_rows() -> None:
     assert few.basis == "3 networks"
 
 
-def test_rows_of_one_network_stand_for_themselves() -> None:
-    found = absolute_interval(np.array([0.1, -0.1]), ["a", "a"])
-    assert half(found) == pytest.approx(STUDENT[2] * 0.1, abs=1e-3)
+def test_rows_of_one_network_say_nothing_of_the_next_one() -> None:
+    assert absolute_interval(np.array([0.1, -0.1, 0.1, 0.2, 0.1]), ["a"] * 5) is None
+
+
+def test_in_a_ratio_of_one_network_each_row_stands_for_itself() -> None:
+    found = ratio_interval(np.array([0.1, -0.1]), ["x", "y"], ["t1", "t4"], ["a", "a"])
+    assert half(found) == pytest.approx(np.sqrt(2) * STUDENT[2] * 0.1, abs=1e-3)
     assert found is not None
-    assert found.basis == "2 rows of one network"
+    assert found.basis == "two errors of 2 rows of one network"
+    assert ratio_interval(np.array([0.1]), ["x"], ["t"], ["a"]) is None
 
 
 def test_what_two_variants_share_cancels_in_their_ratio() -> None:
@@ -46,7 +51,8 @@ def test_what_two_variants_share_cancels_in_their_ratio() -> None:
     sets = ["a"] * 3 + ["b"] * 3
     absolute = absolute_interval(errors, sets)
     assert absolute is not None
-    found = ratio_interval(errors, sets, ["all"] * 6, absolute)
+    found = ratio_interval(errors, sets, ["all"] * 6, sets)
+    assert found is not None
     spread = 2 * 2 * 3 * (0.02**2 / 3 - (0.02 / 3) ** 2) / 4  # twice the variance inside the sets, four differences
     assert half(found) == pytest.approx(1.5332 * np.sqrt(spread), abs=1e-3)
     assert half(found) < half(absolute) / 10
@@ -55,8 +61,9 @@ def test_what_two_variants_share_cancels_in_their_ratio() -> None:
 
 def test_with_few_variants_all_rows_of_the_circumstances_are_compared() -> None:
     errors = np.array([0.1, 0.12, 0.2, 0.22, 0.15])
-    wide = Interval(0.01, 100.0, "5 networks")
-    found = ratio_interval(errors, ["a", "a", "b", "c", "d"], ["t1"] * 5, wide)
+    errors += 5  # what all share widens the absolute interval only
+    found = ratio_interval(errors, ["a", "a", "b", "c", "d"], ["t1"] * 5, ["a", "a", "b", "c", "d"])
+    assert found is not None
     assert found.basis == "5 rows of the same circumstances"
     assert half(found) == pytest.approx(1.5332 * np.sqrt(2) * np.std(errors, ddof=1), abs=1e-3)
 
@@ -64,11 +71,11 @@ def test_with_few_variants_all_rows_of_the_circumstances_are_compared() -> None:
 def test_a_ratio_is_never_less_certain_than_two_independent_errors() -> None:
     errors = np.array([0.1, -0.1])
     absolute = absolute_interval(errors, ["a", "b"])
-    assert absolute is not None
-    found = ratio_interval(errors, ["a", "b"], ["t", "t"], absolute)
+    found = ratio_interval(errors, ["a", "b"], ["t", "t"], ["a", "b"])
+    assert found is not None
     assert half(found) == pytest.approx(np.sqrt(2) * half(absolute), abs=1e-3)
     assert found.basis == "two errors of 2 networks"
-    assert half(ratio_interval(errors, ["a", "b"], ["t1", "t4"], absolute)) == pytest.approx(half(found))
+    assert half(ratio_interval(errors, ["a", "b"], ["t1", "t4"], ["a", "b"])) == pytest.approx(half(found))
 
 
 @given(errors_of)
@@ -101,10 +108,8 @@ def test_a_new_ratio_lies_inside_as_often_as_it_says() -> None:
     for _ in range(1500):
         rows = np.repeat(np.arange(3), 3)
         errors = rng.normal(0, 0.3, 3)[rows] + rng.normal(0, 0.05, len(rows))
-        absolute = absolute_interval(errors, rows.tolist())
-        assert absolute is not None
         new = rng.normal(0, 0.05) - rng.normal(0, 0.05)
-        inside.append(abs(new) <= half(ratio_interval(errors, rows.tolist(), ["all"] * 9, absolute)))
+        inside.append(abs(new) <= half(ratio_interval(errors, rows.tolist(), ["all"] * 9, rows.tolist())))
     assert LEVEL - 0.03 < np.mean(inside) < LEVEL + 0.05
 
 
