@@ -38,7 +38,8 @@ class UniqueKeys(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore
     """YAML without code, in which a key that is given twice is a mistake."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        plain = (key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge")
+        keys = [self.construct_object(key, deep=True) for key in plain]
         if twice := [key for key in keys if keys.count(key) > 1]:
             raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} is given twice", node.start_mark)
         return dict(super().construct_mapping(node, deep))
@@ -168,11 +169,12 @@ def load_spec(path: Path, overrides: Mapping[str, Any] | None = None) -> Hardwar
     return spec.model_copy(update={"file": str(path), "changed": tuple(overrides or ())})
 
 
-def read_machine(path: Path, followed: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read_machine(path: Path, followed: tuple[Path, ...] = (), library: Path = SPECS) -> dict[str, Any]:
     """A machine file as plain data, its bases merged in.
 
     Args:
         followed: files that led here, to refuse circles.
+        library: folder of the bases that do not lie beside the file.
 
     Raises:
         ConfigError: a file cannot be read, is no mapping, or its base is missing or circular.
@@ -185,11 +187,11 @@ def read_machine(path: Path, followed: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path}: must be a mapping of fields, found {type(data).__name__}")
     if (base := data.pop("base", None)) is None:
         return data
-    found = next((f for folder in (path.parent, SPECS) if (f := folder / f"{base}.yaml").is_file()), None)
+    found = next((f for folder in (path.parent, library) if (f := folder / f"{base}.yaml").is_file()), None)
     if found is None or found in (path, *followed):
         problem = "no such machine file beside it" if found is None else "is based on this file in turn"
         raise ConfigError(f"{path}: base: {base!r}, {problem}")
-    return _merge(read_machine(found, (*followed, path)), data)
+    return _merge(read_machine(found, (*followed, path), library), data)
 
 
 def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,12 +19,20 @@ from typing import Annotated, Any
 
 import numpy as np
 import yaml
-from pydantic import BeforeValidator, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 
-from accel_models.spec import Count, Frozen, NotNegative, Positive
+from accel_models.spec import Count, Frozen, NotNegative, Positive, UniqueKeys
 from workloads.errors import unknown_name
 
 FILE = Path(__file__).parent / "cores.yaml"
+WIDTHS = (8, 16, 32)  # bits that vector instructions multiply
+
+
+def _every_width(rates: Mapping[int, float]) -> Mapping[int, float]:
+    """Multiplications a cycle, of every width that kernels may ask for."""
+    if set(rates) != set(WIDTHS):
+        raise ValueError(f"found rates of {sorted(rates)} bits, must be of {', '.join(map(str, WIDTHS))} bits")
+    return rates
 
 
 class Core(Frozen):
@@ -42,7 +50,7 @@ class Core(Frozen):
 
     vector_bits: Count
     vector_pipes: Count
-    macs_per_cycle: Mapping[int, Positive]
+    macs_per_cycle: Annotated[Mapping[int, Positive], AfterValidator(_every_width)]
     dot_macs_per_cycle: Positive | None = None
     loads_per_cycle: Positive
     exposed_load_cycles: NotNegative
@@ -64,7 +72,7 @@ class Core(Frozen):
 @cache
 def known_cores() -> dict[str, Core]:
     """The cores of `cores.yaml` by name."""
-    data = yaml.safe_load(FILE.read_text())
+    data = yaml.load(FILE.read_text(), UniqueKeys)
     context = {"sources": data["sources"]}
     return {name: Core.model_validate(core, context=context) for name, core in data["cores"].items()}
 
@@ -94,6 +102,7 @@ class Team:
         core: the pipeline of the pacing core. l2_bytes: of the smallest L2 in use.
         slowest, mean, ideal: cycles of the reference clock in one of the pacing core's clock (x of the module
             docstring): of the slowest core, on average, and if all cores shared the work by their speed.
+        clocks: cycles of all these cores, each of its own clock, in one of the reference clock.
     """
 
     def __init__(self, clusters: tuple[Cluster, ...], threads: int, clock_hz: float, stealing: bool) -> None:
@@ -102,6 +111,7 @@ class Team:
         pacing = cores[int(speeds.argmin())]
         scale = speeds.min() / speeds * clock_hz / pacing.clock_hz
         self.core, self.l2_bytes = pacing.core, min(cluster.l2_bytes for cluster in cores)
+        self.clocks = sum(cluster.clock_hz for cluster in cores) / clock_hz
         self.ideal = float(1 / (1 / scale).mean())
         self.mean = self.ideal if stealing else float(scale.mean())
         self.slowest = self.ideal if stealing else float(scale.max())

@@ -19,7 +19,8 @@ Winograd tiles); their numbers and which layer takes which are data of the runti
 * depthwise: a vector of channels or pixels, so many loads and stores a tap. gemv (linear, LSTM): a stream of weights.
 * spmm, pattern (`sparse_kernels`): weights with zeros. Non-zeros or k x 1 blocks times vectors of pixels; kernels
   sorted by pattern, filters reordered, input loaded once for all taps (FKR and LRE of PatDNN). Both search their
-  register tiles and blocks of filters, 64 combinations and more. The busiest thread of the real mask counts.
+  register tiles and blocks of filters, 64 combinations and more; those that a bound excludes are not priced in full.
+  The busiest thread of the real mask counts.
 * vector, copy: elementwise work, pooling, softmax; data movement.
 
 Which one runs: for dense weights the runtime's published rules; for weights with zeros the fastest of that kernel and
@@ -37,11 +38,19 @@ multiplications (Winograd's without its tile padding, a sparse kernel's non-zero
 use; transforms, copies and activations beside them count as padding. Layers that do not multiply have no peak: what
 they do is useful.
 
+Energy: multiplications, bytes at each level, and cycles of the cores. Every core in use is charged each of its own
+clock's cycles from the first to the last of the layer, at full power (assumed), whether it computes, waits for memory
+or waits for others at a barrier: an out-of-order core that stalls keeps its clock tree, its queues and their wake-up
+running, and threads of a pool spin from one loop to the next. A core that sleeps in between takes less. Cores that no
+thread uses cost nothing beside the static power.
+
 Known to be wrong: no frequency ramp, no throttling, no other process. One efficiency stands for all passes that a
 compiler scheduled. Caches run at the reference clock on slower cores too. Groups run one after another, batches image
 by image. Channels that do not fill a packed layout are priced as if padded to it; the runtime is slower. Quantised on
 purpose: channels and pixels to register tiles, Winograd tiles to 6, iterations to waves of threads. Energy is that of
-the fastest kernel, which is not the one of least energy: where a denser mask changes the kernel, energy may fall.
+the fastest kernel, which is not the one of least energy: a sparse kernel may hide the bytes that it moves again behind
+computing, but pays for them, so energy may fall where a denser mask changes kernel or blocks. One energy a core cycle
+stands for big and little cores together.
 
 Sources: the runtimes' own (in their files); Arm's Software Optimization Guides (`cores.yaml`); Lavin and Gray, CVPR
 2016 (Winograd); Elsen et al., CVPR 2020 (spmm); Niu et al., ASPLOS 2020 (pattern kernels, FKW).
@@ -49,23 +58,26 @@ Sources: the runtimes' own (in their files); Arm's Software Optimization Guides 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import AfterValidator
 
 from accel_models.family import Family
 from accel_models.mapping import ARRAY_FIELDS, Steps
-from accel_models.mobile.cores import Cluster, Team
+from accel_models.mobile.cores import WIDTHS, Cluster, Team
 from accel_models.mobile.kernels import KINDS
-from accel_models.mobile.passes import WIDTHS, Passes, empty_steps
+from accel_models.mobile.passes import Passes, empty_steps
 from accel_models.mobile.products import RegisterTiles
-from accel_models.mobile.runtime import Gemm, NamedRuntime, Pattern, Runtime, Spmm, Winograd
+from accel_models.mobile.runtime import Gemm, Pattern, Runtime, Spmm, Winograd, at_least_one, load_runtime
 from accel_models.mobile.sparse_kernels import has_patterns, pattern, spmm
 from accel_models.placement import Placement
 from accel_models.registry import family
 from accel_models.spec import Count, Fraction, Frozen, HardwareSpec, NotNegative
+from accel_models.timeline import closed_form
 from workloads.columns import Columns
 from workloads.errors import ConfigError
 
@@ -78,13 +90,23 @@ SPARSE_KINDS: dict[str, Callable[[Passes, str, Any], None]] = {"spmm": spmm, "pa
 
 @family("mobile_cpu")
 class MobileCPU(Family):
-    """Clusters of cores, and the kernels of a runtime on them."""
+    """Clusters of cores, and the kernels of a runtime on them.
+
+    Two fields are called clock_hz. A cluster's says how fast its cores run. The machine's is the clock that cycles are
+    counted in, and must be that of one of the clusters; bandwidths are bytes a cycle of it. A sweep of clocks sets both
+    and, for memories with a clock of their own (DRAM, mostly the l3), the bandwidth, which changes by the inverse.
+
+    Cliffs: what is left over of output channels runs in smaller tiles, in a parallel loop of its own (ncnn) or at a
+    quarter of the rate (Eigen). Twice the channels may leave nothing over: of layers with channel counts at random up
+    to 4.4 % then cost less, by up to 40 %; none where the counts are multiples of 8.
+    """
 
     class Parameters(Frozen):
         """What runs, on which cores, and the costs that belong to this runtime on this device.
 
         Attributes:
-            runtime: name of a file in `runtimes/`, or a path to one.
+            runtime: name of a file in `runtimes/`, or the path of one's own (ends in .yaml), from the machine file's
+                folder or the current one.
             threads: how many run; one a core, clusters in the order of the list.
             clusters: fastest first, each with its kind of core (a name in `cores.yaml`, or written out).
             product_efficiency: of the inner loops of dense products and direct convolutions: cycles by counting their
@@ -98,9 +120,9 @@ class MobileCPU(Family):
             launch_s: per layer, dispatch and allocation. fork_join_s: per parallel loop, with several threads.
         """
 
-        runtime: NamedRuntime
+        runtime: str
         threads: Count
-        clusters: tuple[Cluster, ...] = Field(min_length=1)
+        clusters: Annotated[tuple[Cluster, ...], AfterValidator(at_least_one)]
         product_efficiency: Fraction
         vector_efficiency: Fraction
         scatter_cycles: NotNegative
@@ -110,16 +132,15 @@ class MobileCPU(Family):
 
     components: ClassVar[tuple[str, ...]] = ("mac8", "mac16", "mac32", "core_cycle", "l1", "l2", "l3", "dram")
     precisions = (32, 16, 8)
+    cliffs = 0.05
+    granularities = ("channel", "filter", "kernel", "pattern", "weight")
 
     def __init__(self, spec: HardwareSpec) -> None:
         super().__init__(spec)
-        p, cores = spec.parameters, sum(cluster.count for cluster in spec.parameters.clusters)
-        if p.threads > cores or spec.ports != MEMORIES:
-            raise ConfigError(
-                f"{spec.name}: {p.threads} threads on {cores} cores with memories {', '.join(spec.ports)}; needs at "
-                f"most one thread a core, and memories {', '.join(MEMORIES)}"
-            )
-        self.runtime: Runtime = p.runtime
+        if mistakes := list(_mistakes(spec)):
+            raise ConfigError(f"{spec.name}: {'; '.join(mistakes)}")
+        p = spec.parameters
+        self.runtime = _runtime(spec)
         self.threads: int = p.threads
         self.team = Team(p.clusters, p.threads, spec.clock_hz, self.runtime.schedule == "stealing")
         sizes = [memory.size_bytes for memory in spec.memories[:-1]]
@@ -128,11 +149,21 @@ class MobileCPU(Family):
         extensions = (self.runtime.dot_product, self.runtime.fp16_arithmetic)
         self.lanes = np.array([self.team.core.lanes(bits, extensions[1]) for bits in WIDTHS])
         self.peak = np.array([self.team.core.rate(bits, *extensions) for bits in WIDTHS])
-        self.busy = [self.components.index(name) for name in ("core_cycle", *spec.ports)]
+        self.moved = [self.components.index(port) for port in spec.ports]
+        self.core_cycle = self.components.index("core_cycle")
+        self.is_plain = all(not memory.bus and memory.overlap != "double_buffer" for memory in spec.memories)
         self.tiles = {
             name: RegisterTiles(self.team.core, self.runtime, kernel, p.product_efficiency)
             for name, kernel in self.runtime.kernels.items()
             if isinstance(kernel, Gemm | Winograd)
+        }
+
+    def derived_peak(self) -> Mapping[int, float]:
+        """Of all cores, with every instruction they have: a runtime may not use them, or not all cores."""
+        clusters, clock_hz = self.spec.parameters.clusters, self.spec.clock_hz
+        return {
+            bits: sum(each.count * each.clock_hz / clock_hz * each.core.rate(bits, True, True) for each in clusters)
+            for bits in WIDTHS
         }
 
     def channel_multiple(self) -> int:
@@ -157,14 +188,17 @@ class MobileCPU(Family):
             if code and len(at):
                 function = KINDS[runtime.kernels[name].kind]
                 _put(steps, at, self._price(function, name, rows.take(at), placement.take(at)))
+        cycles = self._cycles(steps)
         sparse = rows.has_weights & (rows.weight_density < 1) & (rows.groups == 1) & rows.is_op("conv", "linear")
         if runtime.sparse and sparse.any():
-            self._try_sparse(steps, np.flatnonzero(sparse), rows, placement)
+            self._try_sparse(steps, cycles, np.flatnonzero(sparse), rows, placement)
+        steps.accesses[:, self.core_cycle] = cycles * self.team.clocks
         return steps
 
-    def _try_sparse(self, steps: Steps, at: np.ndarray, rows: Columns, placement: Placement) -> None:
-        """Price the rows `at` with every sparse kernel too, and write those that are faster over the dense ones."""
-        cycles = self._cycles(steps)
+    def _try_sparse(
+        self, steps: Steps, cycles: np.ndarray, at: np.ndarray, rows: Columns, placement: Placement
+    ) -> None:
+        """Price the rows `at` with every sparse kernel too; write those that are faster over `steps` and `cycles`."""
         for name in self.runtime.sparse:
             runs = self._can_run(name, rows, at)
             for part in np.split(runs, range(SEARCHED_ROWS, len(runs), SEARCHED_ROWS)) if len(runs) else ():
@@ -176,10 +210,9 @@ class MobileCPU(Family):
                 cycles[part] = np.minimum(cycles[part], found)
 
     def _cycles(self, steps: Steps) -> np.ndarray:
-        """Cycles of every row as `timeline` will price them, for comparing kernels, (rows,).
-
-        (Exactly where ports overlap or are serial; a port that a machine file buffers twice is taken to overlap.)
-        """
+        """Cycles of every row as `timeline` will price them, (rows,); faster where ports overlap or are serial."""
+        if not self.is_plain:
+            return closed_form(steps, self.spec).cycles
         tiles, parallel, waves = steps.tiles, steps.parallel, steps.waves
 
         def wave(together: np.ndarray) -> np.ndarray:
@@ -211,6 +244,29 @@ class MobileCPU(Family):
         function(passes, name, self.runtime.kernels[name])
         passes.arrays["kernel"][:] = self.runtime.names.index(name)
         return Steps(**passes.arrays)
+
+
+def _mistakes(spec: HardwareSpec) -> Iterator[str]:
+    """What fields of a machine say against one another."""
+    clusters, threads = spec.parameters.clusters, spec.parameters.threads
+    if threads > (cores := sum(cluster.count for cluster in clusters)):
+        yield f"parameters.threads: {threads} threads on {cores} cores, must be at most one a core"
+    if spec.ports != MEMORIES:
+        yield f"memories: {', '.join(spec.ports)}, must be {', '.join(MEMORIES)}"
+    if not any(math.isclose(cluster.clock_hz, spec.clock_hz) for cluster in clusters):
+        clocks = ", ".join(f"parameters.clusters.{i}.clock_hz: {each.clock_hz:g}" for i, each in enumerate(clusters))
+        yield (
+            f"clock_hz: {spec.clock_hz:g}, must be the clock of one of the clusters ({clocks}): set both, and the "
+            "bandwidths of memories that keep their own clock, which are bytes a cycle of clock_hz"
+        )
+
+
+def _runtime(spec: HardwareSpec) -> Runtime:
+    """The runtime that a machine names."""
+    try:
+        return load_runtime(spec.parameters.runtime, Path(spec.file).parent if spec.file else Path())
+    except ConfigError as error:
+        raise ConfigError(f"{spec.name}: parameters.runtime: {error}") from error
 
 
 def _put(steps: Steps, at: np.ndarray, part: Steps, rows: Rows = EVERY) -> None:

@@ -167,14 +167,17 @@ def direct(s: Passes, name: str, kernel: Direct) -> None:
     source = s.add_border()
     size = kernel.tile_channels
     thin = s.c < size
-    items = np.where(thin, s.groups_of(kernel.thin_channels), s.groups_of(size))
-    c = np.where(thin, s.c, round_up(s.c, size))
-    cycles = round_up(s.k, size) * round_up(s.pixels, kernel.tile_pixels) * c * s.taps / s.peak / s.p.product_efficiency
+    group = np.where(thin, kernel.thin_channels, size)
+    items, c, k = np.ceil(s.k / group), np.where(thin, s.c, round_up(s.c, size)), round_up(s.k, size)
+    cycles = k * round_up(s.pixels, kernel.tile_pixels) * c * s.taps / s.peak / s.p.product_efficiency
+    full = np.maximum(np.minimum(group, k) * items / k, 1.0)  # channels of a full group over the mean one's
+    imbalance = full if s.cpu.threads > 1 else np.ones(len(k))
     out = s.write_output()
     sums = Stream(2 * out.size * np.maximum(np.ceil(s.c / size), 1), s.levels(out.size / items))
     again = Stream(source.size * items, source.levels)
     macs = s.k * s.pixels * s.c * s.taps
-    s.charge("compute", items, cycles, (again, s.read_weights(), sums, out), macs=macs, launch=True)
+    streams = (again, s.read_weights(), sums, out)
+    s.charge("compute", items, cycles, streams, macs=macs, imbalance=imbalance, launch=True)
     s.activate()
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from accel_models.mapping import ARRAY_FIELDS, Steps
+from accel_models.mobile.cores import WIDTHS
 from accel_models.placement import Placement
 from workloads.columns import Columns
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from accel_models.mobile.cpu import MobileCPU
 
 STEPS = ("border", "transform", "pack", "compute", "inverse", "activation")
-WIDTHS = (8, 16, 32)  # bits that vector instructions multiply
 EXPONENTIAL_OPS = 20  # polynomial and scaling of one exp on a vector
 QUANTIZE_OPS = 6  # scale, round, narrow with saturation
 
@@ -159,8 +159,8 @@ class Passes:
             a["port_bytes"][:, j, port] = found * each
         if np.ndim(macs):
             a["accesses"][np.arange(len(used)), self.width] += macs * used
-        for component, amount in zip(cpu.busy, (core_cycles, *moved), strict=True):
-            a["accesses"][:, component] += amount * used
+        for component, found in zip(cpu.moved, moved, strict=True):
+            a["accesses"][:, component] += found * used
 
     def activate(self) -> None:
         """What runs over the finished output, in place: an activation that the kernel does not apply in its own

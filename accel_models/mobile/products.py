@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from accel_models.mapping import ceil_div
-from accel_models.mobile.cores import Core
-from accel_models.mobile.passes import WIDTHS, Passes
+from accel_models.mobile.cores import WIDTHS, Core
+from accel_models.mobile.passes import Passes
 from accel_models.mobile.runtime import Gemm, Runtime, Winograd
 
 DRAIN_CYCLES = 12  # from a register tile's last FMA to the next one's first: results leave the pipeline, loop exit

@@ -4,24 +4,65 @@ A runtime is an ordered list of rules, `{kernel: winograd63, when: {op: [conv], 
 one whose conditions all hold names the kernel. A kernel is one of the kinds below with its numbers: register tile,
 what it packs, the order in which it walks over its operands. What a kind costs is in `kernels` and `sparse_kernels`.
 
-A runtime that differs little from another one names it: `base: ncnn_2020`.
+A runtime that differs little from another one beside it names it: `base: ncnn_2020`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BeforeValidator, Field, ValidationInfo
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from accel_models.spec import Count, Counts, Fraction, Frozen, NotNegative, Positive, read_machine
 from workloads.columns import Columns
 from workloads.errors import ConfigError, unknown_name
+from workloads.graph import KIND, Kind, Op
 
 FOLDER = Path(__file__).parent / "runtimes"
-Flags = tuple[str, ...]
+OPS = tuple(op.value for op in Op if KIND[op] is not Kind.NONE)
+
+
+def at_least_one(given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A list that is not empty. (Checked after its items, so that a wrong item is not reported twice.)"""
+    if not given:
+        raise ValueError("found [], must list at least one")
+    return given
+
+
+def _positive(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"found {list(sizes)}, must list one or more numbers, each at least 1")
+    return sizes
+
+
+def _falling(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    if any(small >= large for large, small in itertools.pairwise(sizes)):
+        raise ValueError(f"found {list(sizes)}, must be given largest first, each once")
+    return sizes
+
+
+def _with_one(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    if 1 not in sizes:
+        raise ValueError(f"found {list(sizes)}, must list 1, single non-zeros, too")
+    return sizes
+
+
+def _known_ops(names: tuple[str, ...]) -> tuple[str, ...]:
+    if unknown := [name for name in names if name not in OPS]:
+        raise ValueError(f"found {unknown[0]!r}, must be one of {', '.join(OPS)}")
+    return names
+
+
+Sizes = Annotated[Counts, AfterValidator(_positive)]
+TileSizes = Annotated[Sizes, AfterValidator(_falling)]
+Numbers = Annotated[tuple[int, ...], AfterValidator(_positive)]
+OpNames = Annotated[tuple[str, ...], AfterValidator(at_least_one), AfterValidator(_known_ops)]
+KindNames = Annotated[tuple[Literal["mac", "vector", "move"], ...], AfterValidator(at_least_one)]
 
 
 class Gemm(Frozen):
@@ -39,8 +80,8 @@ class Gemm(Frozen):
     """
 
     kind: Literal["gemm"]
-    tile_pixels: Counts
-    tile_channels: Counts
+    tile_pixels: TileSizes
+    tile_channels: TileSizes
     packs_input: bool
     packs_weights: bool = False
     lowers: bool
@@ -53,8 +94,8 @@ class Winograd(Frozen):
     """F(6x6, 3x3); its 64 products use the register tiles of a gemm."""
 
     kind: Literal["winograd63"]
-    tile_pixels: Counts
-    tile_channels: Counts
+    tile_pixels: TileSizes
+    tile_channels: TileSizes
 
 
 class Direct(Frozen):
@@ -89,14 +130,20 @@ class Spmm(Frozen):
     """
 
     kind: Literal["spmm"]
-    vectors: Counts
-    rows: Counts
-    filter_blocks: Counts
+    vectors: Sizes
+    rows: Annotated[Sizes, AfterValidator(_with_one)]
+    filter_blocks: Sizes
     registers: Count
     index_bytes: Count
     loads: NotNegative
     instructions: NotNegative
     efficiency: Fraction
+
+    @model_validator(mode="after")
+    def _some_tile_fits(self) -> Spmm:
+        if not self.tiles:
+            raise ValueError(f"registers: found {self.registers}, must hold a register tile of the smallest vectors")
+        return self
 
     @property
     def tiles(self) -> list[tuple[int, int]]:
@@ -113,8 +160,8 @@ class Pattern(Frozen):
     """Kernels sorted by pattern, `sides`^2 vectors of pixels in registers; for at most `limit` distinct patterns."""
 
     kind: Literal["pattern"]
-    sides: Counts
-    filter_blocks: Counts
+    sides: Sizes
+    filter_blocks: Sizes
     limit: Count
     index_bytes: Count
     efficiency: Fraction
@@ -145,10 +192,10 @@ class When(Frozen):
         max_weights_per_input: input times output channels over input pixels, at most.
     """
 
-    op: Flags | None = None
-    kind: Flags | None = None
-    kernel: tuple[int, ...] | None = None
-    stride: tuple[int, ...] | None = None
+    op: OpNames | None = None
+    kind: KindNames | None = None
+    kernel: Numbers | None = None
+    stride: Numbers | None = None
     dilated: bool | None = None
     depthwise: bool | None = None
     grouped: bool | None = None
@@ -164,7 +211,7 @@ def _any_of(column: np.ndarray, values: tuple[int, ...]) -> np.ndarray:
     return np.asarray(np.logical_or.reduce([column == value for value in values]))
 
 
-def _is_kind(rows: Columns, kinds: Flags) -> np.ndarray:
+def _is_kind(rows: Columns, kinds: tuple[str, ...]) -> np.ndarray:
     parts = {"mac": rows.is_mac, "vector": rows.is_vector, "move": rows.is_move}
     return np.asarray(np.any([parts[kind] for kind in kinds], axis=0))
 
@@ -251,40 +298,65 @@ def runtimes() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 
 
-def load_runtime(name: str) -> Runtime:
+def load_runtime(name: str, beside: Path = Path()) -> Runtime:
     """The runtime of that name, or of a YAML file if `name` ends in .yaml.
 
+    Args:
+        name: one of `runtimes()`, or a path.
+        beside: folder that a path starts from; where there is no such file, from the current folder.
+
     Raises:
-        ConfigError: unknown name; a rule or the list of sparse kernels names a kernel that the file does not have; some
-            layers that work have no rule.
-        ValidationError: a field is wrong.
+        ConfigError: unknown name, or a file that cannot be read or is wrong; lists every mistake with its field.
     """
-    if not name.endswith(".yaml") and name not in runtimes():
-        raise unknown_name("runtime", name, runtimes())
-    path = Path(name) if name.endswith(".yaml") else FOLDER / f"{name}.yaml"
-    data = read_machine(path)
-    runtime = Runtime.model_validate(data, context={"sources": data.get("sources") or {}})
-    used = [*(rule.kernel for rule in runtime.rules), *runtime.sparse]
-    if unknown := sorted(set(used) - set(runtime.kernels)):
-        raise ConfigError(f"{path}: no kernel {', '.join(unknown)}; there are {', '.join(runtime.kernels)}")
-    everything = {
-        kind for rule in runtime.rules if rule.when.model_fields_set == {"kind"} for kind in rule.when.kind or ()
-    }
-    if missing := {"mac", "vector", "move"} - everything:
-        raise ConfigError(
-            f"{path}: no rule runs every {', '.join(sorted(missing))} layer: end with `when: {{kind: ...}}`"
-        )
+    if not name.endswith((".yaml", ".yml")):
+        if name not in runtimes():
+            raise unknown_name("runtime", name, runtimes())
+        return _packaged(name)
+    places = [folder / name for folder in (beside, Path())]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise ConfigError(f"no file {' or '.join(dict.fromkeys(str(place.absolute()) for place in places))}")
+    return _read(path)
+
+
+@cache
+def _packaged(name: str) -> Runtime:
+    return _read(FOLDER / f"{name}.yaml")
+
+
+def _read(path: Path) -> Runtime:
+    """A runtime file, checked."""
+    data = read_machine(path, library=FOLDER)
+    sources = data.get("sources")
+    try:
+        runtime = Runtime.model_validate(data, context={"sources": sources if isinstance(sources, dict) else {}})
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {'; '.join(_mistakes(error))}") from error
+    if mistakes := list(_dangling(runtime)):
+        raise ConfigError(f"{path}: {'; '.join(mistakes)}")
     return runtime
 
 
-def _named_runtime(given: Any, info: ValidationInfo) -> Any:
-    """A runtime by its name."""
-    if not isinstance(given, str):
-        return given
-    try:
-        return load_runtime(given)
-    except ConfigError as error:
-        raise ValueError(str(error)) from error
+def _mistakes(error: ValidationError) -> Iterator[str]:
+    """One `path: found value, what is allowed` for every mistake; kernels by name alone."""
+    for mistake in error.errors():
+        where = mistake["loc"][:2] + mistake["loc"][3:] if mistake["loc"][:1] == ("kernels",) else mistake["loc"]
+        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".")
+        given, message = mistake["input"], mistake["msg"].removeprefix("Value error, ")
+        shown = "" if isinstance(given, dict) or mistake["type"] in ("missing", "value_error") else f"{given!r}, "
+        yield f"{path}: {shown}{message[0].lower()}{message[1:]}"
 
 
-NamedRuntime = Annotated[Runtime, BeforeValidator(_named_runtime)]
+def _dangling(runtime: Runtime) -> Iterator[str]:
+    """Names of kernels that do not exist or are of the other sort, and layers that no rule runs."""
+    sparse = [name for name, kernel in runtime.kernels.items() if isinstance(kernel, Spmm | Pattern)]
+    dense = [name for name in runtime.kernels if name not in sparse]
+    for i, rule in enumerate(runtime.rules):
+        if rule.kernel not in dense:
+            yield f"rules[{i}].kernel: {rule.kernel!r}, must be one of {', '.join(dense)}"
+    for i, name in enumerate(runtime.sparse):
+        if name not in sparse:
+            yield f"sparse[{i}]: {name!r}, must be one of {', '.join(sparse) or 'none: no kernel is a sparse one'}"
+    always = {kind for rule in runtime.rules if rule.when.model_fields_set == {"kind"} for kind in rule.when.kind or ()}
+    if missing := {"mac", "vector", "move"} - always:
+        yield f"rules: no rule runs every {', '.join(sorted(missing))} layer, must end with `when: {{kind: ...}}`"

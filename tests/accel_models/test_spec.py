@@ -76,6 +76,12 @@ def test_memories_of_one_bus_must_overlap_alike(tmp_path: Path) -> None:
         load_spec(path)
 
 
+def test_yaml_merge_keys_work(tmp_path: Path) -> None:
+    text = "base: ideal\nx: &x {value: 5.0, source: 'assumed: a test'}\nclock_hz: {<<: *x, value: 6.0}\nx: null\n"
+    path = machine_file(tmp_path, "child", text.replace("x: null\n", ""))
+    assert read_machine(path)["clock_hz"] == {"value": 6.0, "source": "assumed: a test"}
+
+
 def test_two_files_based_on_each_other_are_refused(tmp_path: Path) -> None:
     machine_file(tmp_path, "one", "base: two\n")
     path = machine_file(tmp_path, "two", "base: one\n")

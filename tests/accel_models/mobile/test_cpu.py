@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from accel_models import Target, target, targets
 from accel_models.mapping import Steps
+from accel_models.mobile.cpu import MobileCPU
 from accel_models.mobile.passes import STEPS, Passes
 from accel_models.mobile.sparse_kernels import pattern
 from accel_models.placement import place
+from accel_models.pricing import replace_spec
 from accel_models.result import LayerPrice
 from accel_models.testing import sample_rows
 from accel_models.validation.calibrate import Calibration
 from accel_models.validation.compare import compare, layer_graph, layers_columns, rows
 from accel_models.validation.pricer import number_at
+from pruning import granularity as granularities
 from workloads.columns import Columns
 from workloads.errors import ConfigError
 from workloads.graph import OP_CODES, Op
@@ -224,11 +228,57 @@ def test_large_networks_lie_below_the_naive_floor_and_above_the_real_one() -> No
     assert latency > vgg.macs * 64 / 324 / (8 * 2.96e9)
 
 
+@pytest.mark.parametrize("k", [1, 4, 5, 8, 12, 13, 26, 33])
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_threads_wait_for_a_full_group_of_channels(k: int, threads: int) -> None:
+    # Thin input: groups of 8 channels, the last one smaller; one pixel of 4. A wave takes as long as its full group: 13
+    # and 26 channels are 2 and 4 groups, one wave of 8 x 1 x 9 taps on four threads, whatever the last group holds.
+    steps = steps_of(f"conv c=1 k={k} h=3 r=3 stride=2", threads)
+    each = 4 * 9 / 8 * (2.96 / 2.42 if threads > 1 else 1.0)  # of one channel, 4 pixels, on the slowest core
+    padded, groups = -(-k // 4) * 4, -(-k // 8)
+    longest = min(8, padded) if threads > 1 else padded / groups
+    assert steps.tiles[0, COMPUTE] == groups
+    assert steps.slowest_cycles[0, COMPUTE] == pytest.approx(longest * each)
+    assert steps.mean_cycles[0, COMPUTE] <= steps.slowest_cycles[0, COMPUTE] * (1 + 1e-12)
+
+
 def test_energy_is_that_of_the_multiplications_at_least() -> None:
     layer = price("conv c=64 k=64 h=56 r=1")
     assert layer.energy_j["mac32"] == pytest.approx(64 * 64 * 56 * 56 * 0.92e-12)
     assert layer.energy_j["mac8"] == layer.energy_j["mac16"] == 0
     assert layer.energy_j["dram"] >= 64 * 64 * 4 * 64e-12
+
+
+def test_cores_take_energy_from_the_first_cycle_to_the_last() -> None:
+    # The register tile by hand above: launch and 126 cycles of one core of 350 pJ a cycle.
+    assert price("conv c=4 k=8 h=3 w=4 r=1").energy_j["core_cycle"] == pytest.approx((LAUNCH + 126) * 350e-12)
+    # Four cores that wait for 67 MB of weights: 2.96 + 3 x 2.42 cycles a nanosecond, 3.6 W.
+    waiting = price("linear c=4096 k=4096", threads=4)
+    assert waiting.bound == "dram"
+    assert waiting.energy_j["core_cycle"] == pytest.approx(waiting.latency_s * (2.96 + 3 * 2.42) * 1e9 * 350e-12)
+
+
+@pytest.mark.parametrize("name", [PLUS, "snapdragon_835_cpu", "pixel1_cpu_xnnpack"])
+@pytest.mark.parametrize("overlap", ["overlap", "double_buffer"])
+def test_cycles_of_cores_are_those_of_the_row(name: str, overlap: str) -> None:
+    on = target(name)
+    memories = tuple(memory.model_copy(update={"overlap": overlap}) for memory in on.spec.memories)
+    on, rng = replace_spec(on, memories=memories), np.random.default_rng(1)
+    rows = sample_rows(400, rng, 32).replace(weight_density=rng.choice([0.05, 0.3, 1.0], 400))
+    prices, p = on.price(rows), on.spec.parameters
+    clocks = [cluster.clock_hz for cluster in p.clusters for _ in range(cluster.count)][: p.threads]
+    expected = prices.latency_s * sum(clocks) * on.spec.energy_pj["core_cycle"] * 1e-12
+    np.testing.assert_allclose(prices.energy_j[:, on.components.index("core_cycle")], expected, rtol=1e-12)
+
+
+def test_pruning_that_saves_time_saves_energy() -> None:
+    on = target("kirin_970_cpu")
+    dense, sparse = (
+        on.simulate(layer_graph(f"linear c=1024 k=1000 density={density}")).layer("layer") for density in (1.0, 0.2)
+    )
+    assert sparse.kernel == "spmm"
+    assert 0.8 < sparse.cycles / dense.cycles < 1
+    assert 0.8 < sum(sparse.energy_j.values()) / sum(dense.energy_j.values()) < 1
 
 
 # ---- sparse kernels ------------------------------------------------------------------------------------------------
@@ -330,6 +380,81 @@ def test_the_peak_is_that_of_all_cores(name: str) -> None:
     for bits in (8, 16, 32):
         cores = sum(x.count * x.clock_hz * x.core.rate(bits, True, True) for x in spec.parameters.clusters)
         assert spec.peak_macs_per_cycle(bits) == pytest.approx(cores / spec.clock_hz, rel=5e-3)
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_energy_is_nearly_monotone_in_density(name: str) -> None:
+    on = target(name)
+    rows = sample_rows(2000, np.random.default_rng(0), 32)
+    rows = rows.take(rows.is_op("conv", "linear") & (rows.groups == 1))
+    energy = np.array(
+        [
+            on.price(rows.replace(weight_density=np.full(len(rows), density)), memo=False).energy_j.sum(axis=1)
+            for density in np.linspace(0.05, 1, 20)
+        ]
+    )
+    fall = (1 - energy / np.maximum.accumulate(energy, axis=0)).max(axis=0)  # below a sparser layer's, at the worst
+    assert (fall > 0.05).mean() < 0.05
+    assert fall.max() < 0.4
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_twice_the_channels_cost_less_only_where_tiles_are_left_over(name: str) -> None:
+    on = target(name)
+    for seed, step in ((0, 0), (1, 0), (0, 1), (0, 8)):
+        rng = np.random.default_rng(seed)
+        rows = sample_rows(3000, rng, 32)
+        rows = rows.take(rows.is_op("conv", "linear") & (rows.groups == 1))
+        if step:  # channel counts at random, in ones or in eights
+            k = step * rng.integers(1, 1 + 512 // step, len(rows))
+            rows = rows.replace(k=k, output_elements=k * rows.p * rows.q)
+        wider = rows.replace(k=2 * rows.k, output_elements=2 * rows.output_elements)
+        cheaper = on.price(wider).cycles < on.price(rows).cycles * (1 - 1e-6)
+        assert cheaper.mean() <= (on.family.cliffs if step == 1 else 0)
+
+
+def test_a_clock_that_no_cluster_has_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^snapdragon_855plus_cpu: clock_hz: 1e\+09, .*clusters\.0\.clock_hz: 2\.96e\+09"
+    ):
+        target(PLUS, {"clock_hz": 1e9})
+    with pytest.raises(ConfigError, match="set both"):
+        target("raspberry_pi_4_cpu", {"parameters.clusters.0.clock_hz": 1e9})
+
+
+def test_a_sweep_of_clocks_sets_both() -> None:
+    name, graph = "raspberry_pi_4_cpu", layer_graph("conv c=64 k=64 h=14 r=3")
+    half = {"clock_hz": 0.9e9, "parameters.clusters.0.clock_hz": 0.9e9, "parameters.launch_s": 0.0}
+    half |= {"parameters.fork_join_s": 0.0}
+    full = {path: value for path, value in half.items() if path.endswith("_s")}
+    slow, fast = target(name, half).simulate(graph), target(name, full).simulate(graph)
+    assert slow.latency_s == pytest.approx(2 * fast.latency_s)  # caches at the core's clock; DRAM does not bind
+    assert slow.layer("layer").energy_j["core_cycle"] == pytest.approx(fast.layer("layer").energy_j["core_cycle"])
+
+
+def test_a_peak_that_the_cores_do_not_make_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"macs_per_cycle\[32\]: 64, but the machine's parameters make 27\.6"):
+        target(PLUS, {"macs_per_cycle.32": 64})
+    two = target(PLUS, {"parameters.clusters.1.count": 1, "parameters.threads": 1}).spec.macs_per_cycle
+    assert two == pytest.approx({bits: rate * (1 + 2.42 / 2.96) for bits, rate in ((8, 32), (16, 16), (32, 8))})
+
+
+LAYERS = {"kernel": "conv c=128 k=128 h=28 r=3", "pattern": "conv c=128 k=128 h=28 r=3"}
+
+
+@pytest.mark.parametrize("name", MACHINES)
+@pytest.mark.parametrize("granularity", MobileCPU.granularities)
+def test_zeros_of_every_granularity_save_time(name: str, granularity: str) -> None:
+    layer = LAYERS.get(granularity, "conv c=128 k=128 h=28 r=1")
+    graph, size = layer_graph(layer), 3 if granularity in LAYERS else 1
+    weight = torch.randn(128, 128, size, size, generator=torch.Generator().manual_seed(0))
+    sparse = WeightSparsity.from_mask(granularities.mask(weight, 0.1, granularity).numpy())
+    on = target(name)
+    assert on.simulate(graph.with_sparsity({"layer": sparse})).cycles < 0.9 * on.simulate(graph).cycles
+
+
+def test_granularities_are_those_of_pruning() -> None:
+    assert set(MobileCPU.granularities) <= set(granularities.GRANULARITIES)
 
 
 def test_both_machines_are_one_chip() -> None:

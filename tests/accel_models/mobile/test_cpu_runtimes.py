@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,15 +92,58 @@ def changed_runtime(tmp_path: Path, **fields: object) -> str:
     return str(path)
 
 
+def number(value: object) -> dict[str, object]:
+    return {"value": value, "source": "assumed: a test"}
+
+
+def tile(pixels: list[object]) -> dict[str, object]:
+    return {"tile_pixels": number(pixels)}
+
+
+def rule(name: str, **when: object) -> dict[str, object]:
+    return {"kernel": name, "when": when}
+
+
+LAST = [rule("gemm", kind=["mac"]), rule("vector", kind=["vector"]), rule("copy", kind=["move"])]
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"sparse": ["spmv"]}, "no kernel spmv; there are"),
-        ({"rules": [{"kernel": "gemm", "when": {"kind": ["mac"]}}]}, "no rule runs every move, vector layer"),
+        ({"sparse": ["spmv"]}, "sparse[0]: 'spmv', must be one of spmm"),
+        ({"sparse": ["gemm"]}, "sparse[0]: 'gemm', must be one of spmm"),
+        ({"rules": [rule("gem"), *LAST]}, "rules[0].kernel: 'gem', must be one of gemm, depthwise, gemv, vector, copy"),
+        ({"rules": [rule("spmm"), *LAST]}, "rules[0].kernel: 'spmm', must be one of gemm,"),
+        ({"rules": [rule("gemm", op=["cnv"]), *LAST]}, "rules[0].when.op: found 'cnv', must be one of conv, "),
+        ({"rules": [rule("gemm", op=[]), *LAST]}, "rules[0].when.op: found [], must list at least one"),
+        ({"rules": [rule("gemm", kernel=[0]), *LAST]}, "rules[0].when.kernel: found [0], must list one or more"),
+        ({"rules": [rule("gemm", knd=["mac"]), *LAST]}, "rules[0].when.knd: "),
+        ({"rules": [rule("gemm", kind=["max"]), *LAST]}, "rules[0].when.kind[0]: 'max', input should be 'mac', "),
+        ({"rules": [rule("gemm", kind=["mac"])]}, "rules: no rule runs every move, vector layer"),
+        ({"kernels": {"gemm": tile([])}}, "kernels.gemm.tile_pixels: found [], must list one or more numbers"),
+        ({"kernels": {"gemm": tile([0])}}, "kernels.gemm.tile_pixels: found [0], must list one or more numbers"),
+        ({"kernels": {"gemm": tile([4, 8])}}, "kernels.gemm.tile_pixels: found [4, 8], must be given largest first"),
+        ({"kernels": {"gemm": tile(["a"])}}, "kernels.gemm.tile_pixels[0]: 'a', input should be a valid integer"),
+        ({"kernels": {"gemm": {"kind": "gem"}}}, "kernels.gemm: input tag 'gem' found using 'kind' does not match"),
+        ({"kernels": {"spmm": {"rows": number([2, 4])}}}, "kernels.spmm.rows: found [2, 4], must list 1, "),
+        ({"kernels": {"spmm": {"registers": number(3)}}}, "kernels.spmm: registers: found 3, must hold a register"),
+        ({"sources": 3}, "sources: 3, input should be"),
     ],
 )
 def test_a_runtime_that_is_wrong_says_what(tmp_path: Path, fields: dict[str, object], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    path = changed_runtime(tmp_path, **fields)
+    machine = {"base": GOLD, "name": "mine", "parameters": {"runtime": "mine.yaml"}}
+    (tmp_path / "machine.yaml").write_text(yaml.safe_dump(machine))
+    with pytest.raises(ConfigError) as error:
+        target(str(tmp_path / "machine.yaml"))
+    assert str(error.value).startswith(f"mine: parameters.runtime: {path}: ")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_mistakes_of_a_runtime_are_listed_together(tmp_path: Path) -> None:
+    fields = {"kernels": {"gemm": tile([0])}, "rules": [rule("gemm", op=["cnv"]), *LAST]}
+    with pytest.raises(ConfigError, match=r"kernels\.gemm\.tile_pixels: .*; rules\[0\]\.when\.op: "):
         load_runtime(changed_runtime(tmp_path, **fields))
 
 
@@ -116,6 +160,28 @@ def test_a_runtime_of_ones_own_runs(tmp_path: Path) -> None:
     mine, theirs = price(target(str(tmp_path / "machine.yaml")), text), price(target(GOLD), text)
     # One more pass: 64 x 64 numbers read and written, 16 bytes a cycle.
     assert mine.cycles - theirs.cycles == pytest.approx(2 * 64 * 64 * 4 / 16)
+
+
+def test_a_runtime_is_found_beside_the_machine_then_in_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside, current = tmp_path / "beside", tmp_path / "current"
+    for folder, title in ((beside, "from beside"), (current, "from here")):
+        folder.mkdir()
+        changed_runtime(folder, title=title)
+    monkeypatch.chdir(current)
+    machine = {"base": GOLD, "name": "machine", "parameters": {"runtime": "mine.yaml"}}
+    (beside / "machine.yaml").write_text(yaml.safe_dump(machine))
+
+    def title() -> str:
+        return str(target(str(beside / "machine.yaml")).family.runtime.title)  # type: ignore[attr-defined]
+
+    assert title() == "from beside"
+    (beside / "mine.yaml").unlink()
+    assert title() == "from here"
+    (current / "mine.yaml").unlink()
+    with pytest.raises(ConfigError, match=f"no file {beside / 'mine.yaml'} or {current / 'mine.yaml'}"):
+        title()
 
 
 # ---- register tiles and walks --------------------------------------------------------------------------------------
@@ -211,9 +277,6 @@ def test_instructions_count_only_where_core_and_runtime_have_them() -> None:
 
 
 def cluster(core: str, count: int, clock_hz: float) -> Cluster:
-    def number(value: float) -> dict[str, object]:
-        return {"value": value, "source": "assumed: a test"}
-
     given = {"core": core, "count": number(count), "clock_hz": number(clock_hz), "l2_bytes": number(1e6)}
     return Cluster.model_validate(given)
 
@@ -233,9 +296,6 @@ def test_a_device_is_one_file(tmp_path: Path) -> None:
     data = yaml.safe_load((SPECS / "snapdragon_855_cpu.yaml").read_text())
     data["name"], data["fitted"] = "mine", []
 
-    def number(value: object) -> dict[str, object]:
-        return {"value": value, "source": "assumed: a test"}
-
     core = {
         "vector_bits": number(128), "vector_pipes": number(4), "loads_per_cycle": number(3),
         "macs_per_cycle": {8: number(32), 16: number(32), 32: number(16)}, "exposed_load_cycles": number(0),
@@ -243,6 +303,7 @@ def test_a_device_is_one_file(tmp_path: Path) -> None:
     }  # fmt: skip
     big = {"core": core, "count": number(1), "clock_hz": number(2.84e9), "l2_bytes": number(2**20)}
     data["parameters"] |= {"clusters": [big], "threads": number(1)}
+    data["macs_per_cycle"] = core["macs_per_cycle"]
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(data))
     mine = target(str(tmp_path / "mine.yaml"))
     text = "conv c=256 k=256 h=14 r=1"
@@ -251,6 +312,32 @@ def test_a_device_is_one_file(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(data))
     with pytest.raises(ConfigError, match="cortex_a99"):
         target(str(tmp_path / "mine.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("clusters", "message"),
+    [
+        (
+            [{"core": "cortex_a76", "count": number(0)}],
+            "parameters.clusters[0].count: 0, input should be greater than 0",
+        ),
+        (
+            [{"core": "cortex_a76", "count": 4}],
+            "parameters.clusters[0].count: found 4, must be {value: ..., source: ...}",
+        ),
+        ([{"core": {"macs_per_cycle": {32: number(8)}}}], "found rates of [32] bits, must be of 8, 16, 32 bits"),
+        ([], "parameters.clusters: found [], must list at least one"),
+    ],
+)
+def test_one_mistake_of_a_cluster_is_one_line(tmp_path: Path, clusters: list[Any], message: str) -> None:
+    filled = {"count": number(4), "clock_hz": number(2.84e9), "l2_bytes": number(2**18)}
+    data = yaml.safe_load((SPECS / "snapdragon_855_cpu.yaml").read_text())
+    data["name"], data["parameters"]["clusters"] = "mine", [filled | cluster for cluster in clusters]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(data))
+    with pytest.raises(ConfigError) as error:
+        target(str(tmp_path / "mine.yaml"))
+    assert message in str(error.value)
+    assert "tuple should have" not in str(error.value)
 
 
 # ---- precisions ----------------------------------------------------------------------------------------------------
