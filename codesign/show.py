@@ -58,8 +58,8 @@ def targets(name: str | None) -> None:
     out.print(table)
     if area := sum(machine.spec.area_mm2.values()):
         out.print(f"area: {area:,.3g} mm2")
-    error = describe_error(error_bars(machine.name, machine.spec.file))
-    out.print(f"channels are computed {machine.channel_multiple} together; {error}")
+    known = describe_error(error_bars(machine.name, machine.spec.file))
+    out.print(f"channels are computed {machine.channel_multiple} together; {known}")
 
 
 def models() -> None:
