@@ -242,7 +242,7 @@ def _name_worst(axes: Axes, worst: Point) -> None:
     axes.plot(worst.published, worst.predicted, "o", markersize=10, markerfacecolor="none", markeredgecolor="black")
     error = f"{100 * worst.error:+.1f}{' points' if worst.panel == PANELS['share'] else '%'}"
     if worst.error * (worst.predicted - worst.published) < 0:  # the panel shows its inverse
-        error += " of the throughput"
+        error += " (rate)"
     text = f"worst, ringed: {error}\n{shorten(worst.id, 24)}"
     back = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
     axes.annotate(text, (0.03, 0.97), xycoords="axes fraction", fontsize=6.5, va="top", bbox=back, zorder=1)

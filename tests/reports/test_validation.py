@@ -86,7 +86,7 @@ def test_the_worst_row_of_the_table_is_ringed(tmp_path: Path) -> None:
     figure = validation_figure(validation_record([found]), "")
     (text,) = [note.get_text() for axes in figure.axes for note in axes.texts]
     assert found.bars.bars[0].worst_row == "rate"
-    assert text == "worst, ringed: +108.3% of the throughput\nrate"
+    assert text == "worst, ringed: +108.3% (rate)\nrate"
 
 
 def test_shares_are_linear_and_may_be_zero() -> None:
