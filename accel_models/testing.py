@@ -246,7 +246,7 @@ class TargetContract:
         assert (machine.price(taller).cycles >= machine.price(rows).cycles * (1 - 1e-6)).all()
 
     def test_twice_the_channels_never_cost_less(self, machine: Target) -> None:
-        rows = self.rows(machine, 2000)
+        rows = self.rows(machine, 8000)
         rows = rows.take(rows.is_op("conv", "linear") & (rows.groups == 1))
         wider = rows.replace(k=2 * rows.k, output_elements=2 * rows.output_elements)
         deeper = rows.replace(c=2 * rows.c, input_elements=2 * rows.input_elements)
