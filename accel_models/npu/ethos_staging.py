@@ -13,6 +13,12 @@ on. With T the cycles of the copy, N those of the NPU and l the last slice,
 
 Such a layer is staged unless it has one slice only, and waiting for it takes longer than reading block by block.
 
+**Inputs** in DRAM are copied to SRAM, once and before the layer begins, if the layer reads them more than once and
+
+    max( reading from DRAM, weights from where they are ) >= NPU      it waits for memory, and
+    copying + reading from SRAM < reading from DRAM                   the copy gains, and
+    weights from SRAM <= reading from DRAM + 16/K T           (T only if weights take longer to come than inputs)
+
 Known to be wrong: how long the layer before lasts is not looked at (it is taken to last as long as this one).
 
 Source: the weight buffering of the estimator's scheduler (ethos-u-vela 5.2.0), written anew and without its search.
@@ -44,6 +50,25 @@ class Copy:
     unmoved: np.ndarray
     across: np.ndarray
     depth: np.ndarray
+
+
+@dataclass(frozen=True)
+class Input:
+    """Cycles that a layer's input takes into the array, (rows,): `direct` from DRAM, `staged` by a copy in SRAM."""
+
+    direct: np.ndarray
+    staged: np.ndarray
+
+
+def is_input_copied(found: Input, depth: np.ndarray, copy: Copy, npu: np.ndarray) -> np.ndarray:
+    """Boolean (rows,): an input that is read more than once is copied first (module docstring).
+
+    Args:
+        depth: output channels. copy: of the weights. npu: cycles of the NPU with its weights in DRAM.
+    """
+    waits = np.maximum(found.direct, copy.unmoved) >= npu
+    first = np.where(copy.unmoved > found.direct, copy.cycles / np.ceil(depth / SPLIT_DEPTH), 0.0)
+    return np.asarray(waits & (found.staged < found.direct) & (copy.again <= found.direct + first))
 
 
 def is_staged(work: Work, copy: Copy, npu: np.ndarray, features: np.ndarray, has_weights: np.ndarray) -> np.ndarray:

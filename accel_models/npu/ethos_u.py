@@ -433,10 +433,10 @@ class EthosU(Family):
 
 
 def npu_cycles(steps: Steps, bandwidths: np.ndarray) -> np.ndarray:
-    """Cycles of the NPU, (rows,): its own, or until late weights are worked off."""
-    own = steps.tiles[:, 0] * steps.slowest_cycles[:, 0]
-    ready = np.maximum(own, steps.tiles[:, 0] * (steps.port_bytes[:, 0] / bandwidths).max(axis=1))
-    return np.where(steps.prologue_cycles[:, 0] > 0, ready + steps.prologue_cycles[:, 0], own)
+    """Cycles of the NPU in the last step, (rows,): its own, or until late weights are worked off."""
+    own = steps.tiles[:, -1] * steps.slowest_cycles[:, -1]
+    ready = np.maximum(own, steps.tiles[:, -1] * (steps.port_bytes[:, -1] / bandwidths).max(axis=1))
+    return np.where(steps.prologue_cycles[:, -1] > 0, ready + steps.prologue_cycles[:, -1], own)
 
 
 def _prefers_part_kernel(in_d: np.ndarray, taps: np.ndarray) -> np.ndarray:

@@ -29,10 +29,16 @@ is what most layers of an image network wait for.
 An add that its producer absorbs costs energy, but no time of its own. Where features live and which layers run
 interleaved is decided by `ethos_cascade`; weights are staged as on the U65 (`ethos_staging`).
 
+**Inputs.** The network's input is in DRAM. A convolution that would wait for it is preceded by a *copy* of it to SRAM,
+an operation of its own (pooling of one tap), under which the layer's weights begin to arrive (`is_input_copied`).
+
 Assumptions and where it is known to be wrong:
 - It follows the vendor's estimate (ethos-u-vela 5.2.0, Apache-2.0, formulas written anew), not silicon.
-- Inputs in DRAM that the compiler first moves to SRAM, as a layer reads them often, are not moved here: networks of
-  one layer of many channels may come out several times too slow (their NPU cycles are right).
+- The compiler decides on copying an input by the bytes wanted. Neither it nor this model then looks at what short
+  bursts waste: layers that the array seems to keep waiting read DRAM up to eight times as long, and copies of narrow
+  blocks can take longer than they save. Near the limit, where weights or input take as long as the array, the coded
+  size of the weights decides, which is known to 2 %: such a layer may go the other way, and be a few times off.
+- An input is taken to have one reader, and layers that run interleaved, several images and groups to read where it is.
 - The compiler's block, which follows how often data are read, is not always the fastest one: a layer that is deepened
   from 8 to 16 channels can take half the time, here as in the estimator, since its blocks grow and its scales are read
   less often. More channels never cost less only as long as the block stays.
@@ -48,14 +54,14 @@ Letters: P, Q output height and width, K outputs, C inputs a group, R, S kernel;
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from accel_models.family import Family
 from accel_models.mapping import Steps
 from accel_models.npu.ethos_blocks import Blocks
-from accel_models.npu.ethos_staging import Copy, cold_cycles, early_bytes, is_staged
+from accel_models.npu.ethos_staging import Copy, Input, cold_cycles, early_bytes, is_input_copied, is_staged
 from accel_models.npu.ethos_u import npu_cycles
 from accel_models.npu.ethos_u85_blocks import SERVES_MATRIX, Buffers, Found, MicroBlock, candidates, find_blocks
 from accel_models.npu.ethos_weights import SCALE_BYTES, Coder, coded_bytes, scale_bytes
@@ -92,6 +98,7 @@ class Run:
         found: blocks as searched, with their micro-block. block: cut to the tensor.
         mac: cycles of a whole block on the array. blocks: how many, in micro-blocks.
         fill, drain: cycles of a block's inputs and outputs. read, written: bytes of the run.
+        wanted: bytes read, without what short bursts waste.
         across: blocks that read the same weights.
     """
 
@@ -103,7 +110,26 @@ class Run:
     drain: np.ndarray
     read: np.ndarray
     written: np.ndarray
+    wanted: np.ndarray
     across: np.ndarray
+
+
+@dataclass(frozen=True)
+class Done:
+    """What rows that are cut into blocks take, float64 (rows,) or (rows, ports).
+
+    Attributes:
+        tiles: blocks. cycles: of the NPU. moved: bytes by port. late: cycles at which a layer with cold weights ends.
+        sparse: boolean, whether it runs 2:4. copy_cycles, copy_moved: of copying the input first.
+    """
+
+    tiles: np.ndarray
+    cycles: np.ndarray
+    moved: np.ndarray
+    late: np.ndarray
+    sparse: np.ndarray
+    copy_cycles: np.ndarray
+    copy_moved: np.ndarray
 
 
 @family("ethos_u85")
@@ -154,32 +180,41 @@ class EthosU85(Family):
         absorbed = (rows.fused > 0) & rows.is_op("add")
         kind = np.where(absorbed, NONE, work.kind)
         tiles, cycles, moved = np.ones(len(rows)), np.zeros(len(rows)), np.zeros((len(rows), ports))
-        late, macs = np.zeros(len(rows)), rows.macs
+        late, macs, copying, copied = np.zeros(len(rows)), rows.macs, np.zeros(len(rows)), np.zeros_like(moved)
         rate = self._output_rate(rows)
         at = np.flatnonzero((kind != NONE) & (kind != ELEMENTWISE))
-        tiles[at], cycles[at], moved[at], late[at], skipped = self._blocked(rows.take(at), work.take(at), rate[at])
-        macs[at] *= np.where(skipped, 0.5, 1.0)
+        done = self._blocked(rows.take(at), work.take(at), rate[at])
+        tiles[at], cycles[at], moved[at], late[at] = done.tiles, done.cycles, done.moved, done.late
+        copying[at], copied[at] = done.copy_cycles, done.copy_moved
+        macs[at] *= np.where(done.sparse, 0.5, 1.0)
         self._elementwise(rows, work, rate, cycles, moved)
         floor = self._floor(rows, work, rate, macs)
         mean = np.maximum(cycles, floor)
         ready = np.maximum(mean, (moved / self._bandwidths()).max(axis=1))
-        steps = Steps.empty(("run",), KERNELS, len(rows), ports, len(self.components))
-        steps["tiles"][:, 0] = np.where(kind != NONE, tiles, 0.0)
-        steps["prologue_cycles"][:, 0] = np.maximum(late - ready, 0.0)
-        steps["floor_cycles"][:, 0] = floor / tiles
-        steps["mean_cycles"][:, 0] = steps["slowest_cycles"][:, 0] = mean / tiles
-        steps["port_bytes"][:, 0] = moved / tiles[:, None]
+        steps = Steps.empty(("copy", "run"), KERNELS, len(rows), ports, len(self.components))
+        steps["tiles"][:, 0] = copying > 0
+        steps["mean_cycles"][:, 0] = steps["slowest_cycles"][:, 0] = copying
+        steps["port_bytes"][:, 0] = copied
+        steps["tiles"][:, 1] = np.where(kind != NONE, tiles, 0.0)
+        steps["prologue_cycles"][:, 1] = np.maximum(late - ready, 0.0)
+        steps["floor_cycles"][:, 1] = floor / tiles
+        steps["mean_cycles"][:, 1] = steps["slowest_cycles"][:, 1] = mean / tiles
+        steps["port_bytes"][:, 1] = moved / tiles[:, None]
+        moved = moved + copied
         elements = rows.output_elements * ((work.kind != NONE) & ~rows.is_mac)
         steps["accesses"][:] = np.stack([macs, elements, moved[:, 0], moved[:, 1]], axis=1)
         steps["kernel"][:] = kind
         return Steps(**steps)
 
-    def _blocked(
-        self, rows: Columns, work: Work, rate: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(tiles, cycles, bytes by port, late, whether it runs 2:4) of rows that are cut into blocks."""
+    def _blocked(self, rows: Columns, work: Work, rate: np.ndarray) -> Done:
+        """Rows that are cut into blocks, their inputs copied to SRAM where that is worth it."""
         run = self._run(work, rate, sparse=False)
         coded, scales = self._weight_bytes(rows, work, run)
+        copying, copied = self._input_copies(work, run, coded, rate)
+        if copying.any():
+            work = replace(work, home_in=np.where(copying > 0, 0.0, work.home_in))
+            fill, _, read, _, _ = self._traffic(work, run.found.block, run.block, run.across)
+            run = replace(run, fill=fill, read=read)
         npu, staged = self._timed(rows, work, run, rate, coded)
         sparse = np.zeros(len(rows), bool)
         pattern = np.flatnonzero(has_24(rows, work.in_d) & ((work.kind == CONV) | (work.kind == VECTOR)))
@@ -197,9 +232,45 @@ class EthosU85(Family):
         late = np.where(staged & (work.cold > 0) & ~sparse, cold_cycles(work, copy, npu), 0.0)
         tiles = run.across * np.ceil(work.d / run.block.d)
         runs = work.repeats
-        return runs * tiles, runs * npu, runs[:, None] * moved, runs * late, sparse
+        return Done(
+            runs * tiles, runs * npu, runs[:, None] * moved, runs * late, sparse, copying, copied
+        )  # fmt: skip
+
+    def _may_copy(self, work: Work) -> np.ndarray:
+        """Boolean (rows,): a convolution that reads the network's input, all of which fits in SRAM."""
+        size = float(self.spec.memories[0].size_bytes or np.inf)
+        first = (work.cold > 0) & (work.home_in > 0) & ((work.kind == CONV) | (work.kind == DEPTHWISE))
+        return np.asarray(
+            first & (work.repeats == 1) & (work.stripe >= work.h) & (work.in_h * work.in_w * work.in_d <= size)
+        )
 
     # Cycles -----------------------------------------------------------------------------------------------------
+
+    def _input_copies(self, work: Work, run: Run, coded: np.ndarray, rate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(NPU cycles, bytes by port) of copying inputs to SRAM; 0 where they stay in DRAM."""
+        cycles, moved = np.zeros(len(rate)), np.zeros((len(rate), len(self.spec.ports)))
+        may = self._may_copy(work) & (run.wanted > work.in_h * work.in_w * work.in_d)
+        if not may.any():
+            return cycles, moved
+        latency, port = self.spec.parameters.read_latency_cycles, self._channel
+        direct, again = run.wanted / port("dram_inputs") + latency[1], run.wanted / port("sram_inputs") + latency[0]
+        waiting, weights = self._cycles(run, rate, np.full(len(rate), float(latency[1]))), self._copy(run, coded)
+        at = np.flatnonzero(may & is_input_copied(Input(direct, again), work.d, weights, waiting))
+        cycles[at], moved[at] = self._copy_of_input(work.take(at))
+        copies = may & is_input_copied(Input(direct, again + cycles), work.d, weights, waiting)
+        return np.where(copies, cycles, 0.0), np.where(copies[:, None], moved, 0.0)
+
+    def _copy_of_input(self, work: Work) -> tuple[np.ndarray, np.ndarray]:
+        """(NPU cycles, bytes by port) of copying every row's input to SRAM: pooling of one tap."""
+        one, zero = np.ones(len(work.h)), np.zeros(len(work.h))
+        copy = replace(
+            work, kind=POOL * one, h=work.in_h, w=work.in_w, d=work.in_d, stripe=work.in_h,
+            taps_h=one, taps_w=one, reach_h=one, reach_w=one, step_h=one, step_w=one, linear_out=one, home_out=zero,
+        )  # fmt: skip
+        run, moved = self._run(copy, zero, sparse=False), np.zeros((len(one), len(self.spec.ports)))
+        self._add(moved, copy.home_in, "inputs", run.read)
+        self._add(moved, copy.home_out, "outputs", run.written)
+        return self._cycles(run, self.spec.parameters.output_cycles[0] * one, zero), moved
 
     def _run(self, work: Work, rate: np.ndarray, sparse: bool) -> Run:
         """Blocks of every row and what they take on the array and on the ports."""
@@ -287,8 +358,8 @@ class EthosU85(Family):
 
     def _traffic(
         self, work: Work, block: Blocks, clipped: Blocks, across: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(fill, drain, read, written) of `Run`; bytes with what short bursts waste."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(fill, drain, read, written, wanted) of `Run`; bytes with what short bursts waste, but for the last."""
         parameters, bandwidth = self.spec.parameters, self._bandwidths()
         bursts = np.array(parameters.burst_bytes, float)
         home_in, home_out = work.home_in.astype(int), work.home_out.astype(int)
@@ -304,8 +375,8 @@ class EthosU85(Family):
         fill = area * clipped.in_d * waste_in / bandwidth[home_in] + np.array(parameters.read_latency_cycles)[home_in]
         out_bytes = clipped.h * clipped.w * clipped.d * waste_out
         drain = out_bytes / bandwidth[home_out] + np.array(parameters.write_latency_cycles)[home_out]
-        read = area * depth_in * work.passes * blocks * waste_in
-        return fill, drain, read, work.h * work.w * depth_out * waste_out
+        wanted = area * depth_in * work.passes * blocks
+        return fill, drain, wanted * waste_in, work.h * work.w * depth_out * waste_out, wanted
 
     def _weight_bytes(self, rows: Columns, work: Work, run: Run) -> tuple[np.ndarray, np.ndarray]:
         """Coded weights, and scales with biases, of one run."""

@@ -33,6 +33,11 @@ def conv(text: str, kind: str = "conv") -> Columns:
     return rows.replace(weight_bits=eight, input_bits=eight, output_bits=eight, from_input=inside, to_output=inside)
 
 
+def at_the_start(text: str) -> Columns:
+    """The same as a network of its own: input and output in DRAM."""
+    return conv(text).replace(from_input=np.array([1]), to_output=np.array([1]))
+
+
 def npu_cycles(prices: Prices) -> float:
     return float((prices.useful_cycles + prices.padding_cycles)[0])
 
@@ -205,3 +210,33 @@ def test_larger_arrays_are_faster() -> None:
     rows = conv("c=128 k=256 h=28 r=3")
     cycles = [npu_cycles(target(f"ethos_u85_{macs}").price(rows)) for macs in (128, 256, 512, 1024, 2048)]
     assert all(1.8 * fast < slow < 2.2 * fast for slow, fast in pairwise(cycles))
+
+
+@pytest.mark.parametrize(
+    ("text", "copy", "layer"),
+    [
+        ("c=128 k=128 h=28 r=3 stride=2", 51417, 163865),
+        ("c=1024 k=256 h=14 r=1", 101764, 210537),
+        ("c=960 k=160 h=7 r=1", 28292, 41943),
+        ("c=64 k=256 h=56 r=1", 101297, 612499),
+    ],
+)
+def test_an_input_that_a_layer_waits_for_is_copied_first(u85: Target, text: str, copy: int, layer: int) -> None:
+    """Both operations as the vendor's compiler (ethos-u-vela 5.2.0) estimates them."""
+    prices = u85.price(at_the_start(text))
+    assert prices.cycles[0] == pytest.approx(copy + layer, rel=0.02)
+    assert port(u85, prices, "sram_inputs") > 0
+    assert port(u85, u85.price(at_the_start(text + " n=2")), "sram_inputs") == 0  # several images are read in DRAM
+
+
+@pytest.mark.parametrize("text", ["c=128 k=128 h=28 r=3", "c=512 k=128 h=28 r=1", "c=32 k=128 h=56 r=1"])
+def test_an_input_stays_in_dram(u85: Target, text: str) -> None:
+    """One that the array hides without bursts' waste, one larger than SRAM; as the vendor's compiler does."""
+    assert port(u85, u85.price(at_the_start(text)), "sram_inputs") == 0
+
+
+def test_a_copied_input_is_read_once_from_dram(u85: Target) -> None:
+    """4 x 4 blocks of 8 x 8 pixels, 64 channels, cover 28 x 28; the layer then reads it for 8 slices of 32 outputs."""
+    prices = u85.price(at_the_start("c=64 k=256 h=28 r=1"))
+    assert port(u85, prices, "dram_inputs") == 4 * 4 * 8 * 8 * 64
+    assert port(u85, prices, "sram_inputs") == 8 * 28 * 28 * 64
