@@ -366,11 +366,11 @@ class TestFormats:
         ("raw", "message"),
         [
             (b"no gzip", "x.gz: not a whole gzip file"),
-            (gzip.compress(b"\0\0\x08\x01\0\0\0\x01a")[:-5], "x.gz: not a whole gzip file"),
-            (gzip.compress(b""), "x.gz: not an idx file of bytes .it begins with nothing."),
-            (gzip.compress(b"\0\0\x0d\x01\0\0\0\x01a"), "x.gz: not an idx file of bytes"),
-            (gzip.compress(b"\0\0\x08\x03\0\0"), "x.gz: not an idx file of bytes"),
-            (gzip.compress(b"\0\0\x08\x01\0\0\0\x05abc"), r"x.gz: header says \(5,\), .* not the 3 bytes"),
+            (gzip.compress(b"\0\0\x08\x01\0\0\0\x01a", mtime=0)[:-5], "x.gz: not a whole gzip file"),
+            (gzip.compress(b"", mtime=0), "x.gz: not an idx file of bytes .it begins with nothing."),
+            (gzip.compress(b"\0\0\x0d\x01\0\0\0\x01a", mtime=0), "x.gz: not an idx file of bytes"),
+            (gzip.compress(b"\0\0\x08\x03\0\0", mtime=0), "x.gz: not an idx file of bytes"),
+            (gzip.compress(b"\0\0\x08\x01\0\0\0\x05abc", mtime=0), r"x.gz: header says \(5,\), .* not the 3 bytes"),
         ],
     )
     def test_bad_idx(self, tmp_path, raw, message):
