@@ -144,7 +144,7 @@ def prune(
     out: Out,
     method: Annotated[str, typer.Option(help="one_shot_magnitude or gradual_magnitude.")] = "gradual_magnitude",
     density: Annotated[float, typer.Option(help="Fraction of weights to keep, 0..1.")] = 0.3,
-    granularity: Annotated[str, typer.Option(help="weight, pattern, kernel or filter.")] = "weight",
+    granularity: Annotated[str, typer.Option(help="weight, 2:4, 4x1, window, pattern, kernel, filter.")] = "weight",
     target: Targets = ["ethos_u55_256"],  # noqa: B006
     weights: Weights = None,
     pretrained: Pretrained = False,
@@ -175,7 +175,9 @@ def search(
     epochs: Annotated[int, typer.Option(min=0, help="Fine-tuning epochs of the pick.")] = 2,
     rate: Annotated[float, typer.Option("--lr", help="Peak learning rate of fine-tuning.")] = 0.02,
     density: Annotated[list[float] | None, typer.Option(help="Also offer these weight densities per layer.")] = None,
-    granularity: Annotated[str, typer.Option(help="Of the weight zeros: weight or pattern.")] = "weight",
+    granularity: Annotated[
+        str, typer.Option(help="Of the weight zeros: weight, 2:4, 4x1, pattern, kernel.")
+    ] = "weight",
     keep: Annotated[list[str] | None, typer.Option(help="Channel groups to leave alone.")] = None,
     multiple: Annotated[int | None, typer.Option(help="Offer multiples of this (default: the target's own).")] = None,
     options: Annotated[int, typer.Option(min=2, help="Options per channel group at the most.")] = 8,

@@ -84,7 +84,7 @@ def study_config(config: SearchConfig) -> dict[str, Any]:
 def check(config: SearchConfig, device: str = "auto") -> None:
     """Refuse what can be refused before anything is written or computed."""
     from pruning.devices import pick_device
-    from pruning.granularity import GRANULARITIES
+    from pruning.granularity import check_granularity, largest_density, smallest_density
     from workloads.data import data_sets
     from workloads.errors import unknown_name
     from workloads.models import find
@@ -96,8 +96,7 @@ def check(config: SearchConfig, device: str = "auto") -> None:
         raise ConfigError(f"--lr {config.rate}: must be a finite number above 0")
     if config.data not in data_sets():
         raise unknown_name("data set", config.data, data_sets())
-    if config.granularity not in GRANULARITIES:
-        raise unknown_name("granularity", config.granularity, GRANULARITIES)
+    check_granularity(config.granularity)
     if config.granularity in ("filter", "channel"):
         raise ConfigError(
             f"--granularity {config.granularity}: whole channels are chosen anyway; allowed: weight, pattern, kernel"
@@ -106,6 +105,10 @@ def check(config: SearchConfig, device: str = "auto") -> None:
         raise ConfigError(f"--granularity {config.granularity} says how weights go, but none may: give --density too")
     if bad := [d for d in config.densities if not 0 < d <= 1]:
         raise ConfigError(f"--density {bad[0]}: must be above 0 and at most 1")
+    least, most = smallest_density(config.granularity), largest_density(config.granularity)
+    if bad := [d for d in config.densities if not least <= d <= most + 1e-9 and d != 1]:
+        allowed = f"{least:g}..1" if least else f"at most {most:.4f}"
+        raise ConfigError(f"--density {bad[0]}: granularity {config.granularity} keeps {allowed}")
     if config.multiple is not None and config.multiple < 1:
         raise ConfigError(f"--multiple {config.multiple}: must be at least 1")
     if not config.budgets:

@@ -184,7 +184,7 @@ def weight_variables(
     """
     layers = [layer for layer in graph.layers if layer.weight_elements and layer.kind is Kind.MAC]
     eligible = [layer for layer in layers[1:] if layer.name not in skip and not layer.is_depthwise]
-    if granularity == "pattern":
+    if granularity.startswith("pattern"):
         eligible = [layer for layer in eligible if (layer.r, layer.s) == (3, 3)]
     options = tuple(Option(density=d, granularity=granularity) for d in sorted(set(densities) - {1.0}, reverse=True))
     return tuple(Variable("weights", layer.name, (Option(), *options)) for layer in eligible)

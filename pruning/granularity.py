@@ -1,21 +1,35 @@
-"""What is removed together: single weights, kernel patterns, whole kernels, filters, input channels.
+"""What is removed together: single weights, N of M, blocks, windows, kernel patterns, whole kernels, filters, channels.
 
 A weight is (k, c, r, s), k filters, c input channels of a group, kernels r x s; (k, c, s) of a 1-D convolution or
-(k, c) of a linear layer count as kernels of one column or one weight. A granularity is one function in the table
-`GRANULARITIES`: scores and a density to a mask that keeps exactly `kept_count(items, density)` of its items, the
-highest scores first, ties to the lower index.
+(k, c) of a linear layer count as kernels of one column or one weight. A granularity is a row of the table
+`GRANULARITIES`: a name, or a form with numbers in it, and a function of scores and density that makes a mask.
+
+| name | what is removed together | how much is kept |
+|---|---|---|
+| weight | one weight | the best of the layer |
+| 2:4 (any N:M) | one weight | the best N of every M consecutive input channels |
+| 4x1, 1x4 (any KxC) | K consecutive filters x C input channels at one kernel position | the best blocks of the layer |
+| window | one weight | equally many of every kernel, to the nearest whole number |
+| pattern, pattern/4 | what a kernel's pattern leaves out, then whole kernels | see `_pattern`; 4 filters share both |
+| kernel | one r x s kernel | the best of the layer |
+| filter, channel | a filter; an input channel | the best of the layer |
+
+Except for N:M and windows a mask keeps exactly `kept_count(items, density)` of its items. Items of highest score come
+first, ties go to the lower index; blocks and filter groups at the edge may be smaller.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pruning.patterns import PatternLibrary, best_patterns, four_entry_library
-from workloads.errors import PlanError, ShapeError, unknown_name
+from workloads.errors import ConfigError, PlanError, ShapeError, unknown_name
 
 
 def mask(
@@ -29,8 +43,8 @@ def mask(
 
     Args:
         weight: float, 2 to 4 dims. Not modified.
-        density: kept fraction, in (0, 1]. For patterns at most entries / 9, or 1 for all.
-        granularity: a name of `GRANULARITIES`.
+        density: kept fraction, in (0, 1]. For patterns at most entries / 9, for N:M at least N / M, or 1 for all.
+        granularity: "weight", "2:4", "4x1", "window", "pattern", ...; the table above.
         scores: importance of every weight, of its shape; by default its magnitude. A group's is their L2 norm.
         library: the patterns of granularity "pattern"; by default PCONV's four.
 
@@ -47,8 +61,7 @@ def mask(
     >>> mask(torch.tensor([[3.0, -1.0], [2.0, -4.0]]), 0.5, "filter").tolist()
     [[False, False], [True, True]]
     """
-    if granularity not in GRANULARITIES:
-        raise unknown_name("granularity", granularity, GRANULARITIES)
+    rule, numbers = _parse(granularity)
     if not 2 <= weight.dim() <= 4:
         raise ShapeError(f"weight of shape {tuple(weight.shape)}, needs 2 to 4 dims")
     scores = weight.detach().abs() if scores is None else scores.detach()
@@ -60,9 +73,50 @@ def mask(
         raise PlanError(f"density {density}, must be above 0 and at most 1; to drop a layer remove its channels")
     if density == 1:
         return torch.ones_like(scores, dtype=torch.bool)
-    if granularity == "pattern":
-        return _pattern(scores, density, library or four_entry_library())
-    return GRANULARITIES[granularity](scores, density)
+    if rule is _pattern:
+        return _pattern(scores, density, numbers[0] if numbers else 1, library)
+    return rule(scores, density, *numbers)
+
+
+def check_granularity(name: str) -> None:
+    """Raise a ConfigError for a name that is no granularity."""
+    _parse(name)
+
+
+def largest_density(granularity: str, library: PatternLibrary | None = None) -> float:
+    """The most that a mask below density 1 can keep; between it and 1 there is nothing.
+
+    >>> largest_density("weight"), round(largest_density("pattern/2"), 3)
+    (1.0, 0.444)
+    """
+    is_pattern = _parse(granularity)[0] is _pattern
+    return (library or four_entry_library()).entries / 9 if is_pattern else 1.0
+
+
+def smallest_density(granularity: str) -> float:
+    """The least that a mask can keep: N / M, else anything above 0.
+
+    >>> smallest_density("2:4"), smallest_density("kernel")
+    (0.5, 0.0)
+    """
+    rule, numbers = _parse(granularity)
+    return numbers[0] / numbers[1] if rule is _n_of_m else 0.0
+
+
+def _parse(name: str) -> tuple[Callable[..., Tensor], tuple[int, ...]]:
+    """A granularity's rule and the numbers in its name.
+
+    >>> _parse("2:4")[1], _parse("pattern")[1]
+    ((2, 4), ())
+    """
+    form = re.sub(r"[1-9]\d*", "#", name)
+    if form not in GRANULARITIES:
+        shown = tuple(each.replace("#:#", "2:4").replace("#x#", "4x1").replace("#", "4") for each in GRANULARITIES)
+        raise unknown_name("granularity", name, shown)
+    numbers = tuple(int(number) for number in re.findall(r"\d+", name))
+    if form == "#:#" and numbers[0] > numbers[1]:
+        raise ConfigError(f"granularity {name!r}: cannot keep {numbers[0]} of {numbers[1]}")
+    return GRANULARITIES[form], numbers
 
 
 def kept_count(items: int, density: float) -> int:
@@ -91,7 +145,7 @@ def keep_best(scores: Tensor, count: int) -> Tensor:
 
 
 def _norm(scores: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """L2 norm over dims, which stay with size one; in float64, so that no tie depends on the order of a sum."""
+    """Squared L2 norm over dims, which stay with size one; in float64, so that no tie depends on the order of a sum."""
     return scores.double().square().sum(dims, keepdim=True) if dims else scores.double().square()
 
 
@@ -119,29 +173,77 @@ def _channel(scores: Tensor, density: float) -> Tensor:
     return _keep_groups(scores, (0, *range(2, scores.dim())), density)
 
 
-def _pattern(scores: Tensor, density: float, library: PatternLibrary | None = None) -> Tensor:
+def _n_of_m(scores: Tensor, density: float, n: int, m: int) -> Tensor:
+    """The best of every m consecutive input channels at the same filter and kernel position: n, or more while a
+    density above n / m asks for them. Missing channels of the last group count as zeros that were removed."""
+    if density < n / m - 1e-9:
+        raise PlanError(f"density {density}: {n}:{m} keeps {n / m:g}; give that density")
+    kept = math.ceil(density * m - 1e-9)
+    groups = _padded(scores, 1, m, -math.inf).unflatten(1, (-1, m))
+    order = torch.sort(groups, dim=2, descending=True, stable=True).indices
+    found = torch.zeros_like(groups, dtype=torch.bool).scatter_(2, order[:, :, :kept], True)
+    return found.flatten(1, 2)[:, : scores.shape[1]]
+
+
+def _block(scores: Tensor, density: float, filters: int, channels: int) -> Tensor:
+    """Blocks of consecutive filters x channels at one kernel position, after block-sparse kernels of XNNPACK."""
+    return _keep_blocks(scores.double().square(), density, filters, channels)
+
+
+def _keep_blocks(energy: Tensor, density: float, filters: int, channels: int) -> Tensor:
+    blocks = _padded(_padded(energy, 0, filters, 0.0), 1, channels, 0.0)
+    blocks = blocks.unflatten(0, (-1, filters)).unflatten(2, (-1, channels))
+    sums = blocks.sum((1, 3), keepdim=True)
+    kept = keep_best(sums, kept_count(sums.numel(), density)).expand(blocks.shape)
+    return kept.flatten(2, 3).flatten(0, 1)[: energy.shape[0], : energy.shape[1]].clone()
+
+
+def _window(scores: Tensor, density: float) -> Tensor:
+    """Equally many weights of every kernel; a kernel of one weight loses none.
+
+    Source: Gamboa et al., "Campfire", 2020 (the rule is inferred: the paper's text was not at hand).
+    """
+    kernels = scores.reshape(*scores.shape[:2], -1)
+    order = torch.sort(kernels, dim=2, descending=True, stable=True).indices
+    kept = kept_count(kernels.shape[2], density)
+    found = torch.zeros_like(kernels, dtype=torch.bool).scatter_(2, order[:, :, :kept], True)
+    return found.view(scores.shape)
+
+
+def _padded(scores: Tensor, axis: int, multiple: int, value: float) -> Tensor:
+    """Further items on an axis, up to a multiple."""
+    missing = -scores.shape[axis] % multiple
+    return F.pad(scores, (0, 0) * (scores.dim() - axis - 1) + (0, missing), value=value) if missing else scores
+
+
+def _pattern(scores: Tensor, density: float, filters: int = 1, library: PatternLibrary | None = None) -> Tensor:
     """A pattern in every kernel, and below entries / 9 whole kernels removed, those of smallest kept norm first.
 
-    1x1 kernels have no pattern: there only whole kernels are removed, which is ordinary weight pruning.
+    With `filters` above one, so many consecutive filters have the same pattern, or none, at each input channel, which
+    lets a compiler load inputs once for all of them. 1x1 kernels have no pattern: there only whole kernels are
+    removed, which is ordinary weight pruning (in blocks of `filters`).
 
     Source: Ma et al., "PCONV", AAAI 2020; connectivity pruning by norm after Niu et al., "PatDNN", ASPLOS 2020.
     """
     library = library or four_entry_library()
     if scores[0, 0].numel() == 1:
-        return _weight(scores, density)
-    chosen = best_patterns(scores, library)
+        return _block(scores, density, filters, 1)
+    chosen = best_patterns(scores, library, filters)
     most = library.entries / 9
     if density > most + 1e-9:
         raise PlanError(f"density {density}: patterns of {library.entries} of 9 weights keep at most {most:.4f}")
-    kernels = scores.shape[0] * scores.shape[1]
-    return chosen & keep_best(_norm(scores * chosen, (2, 3)), kept_count(kernels, min(1.0, density / most)))
+    return chosen & _keep_blocks(_norm(scores * chosen, (2, 3)), min(1.0, density / most), filters, 1)
 
 
-GRANULARITIES: Mapping[str, Callable[[Tensor, float], Tensor]] = {
+GRANULARITIES: Mapping[str, Callable[..., Tensor]] = {
     "weight": _weight,
+    "#:#": _n_of_m,
+    "#x#": _block,
+    "window": _window,
     "pattern": _pattern,
+    "pattern/#": _pattern,
     "kernel": _kernel,
     "filter": _filter,
     "channel": _channel,
 }
-"""Name to (scores, density) -> mask."""
+"""Form of a name, # for a number, to (scores, density, numbers) -> mask."""

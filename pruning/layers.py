@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from pruning.evaluation import evaluating
-from workloads.errors import PlanError
+from workloads.errors import PlanError, unknown_name
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
 
@@ -37,3 +39,36 @@ def prunable_weights(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> di
         kinds = ", ".join(kind.__name__ for kind in WEIGHTED)
         raise PlanError(f"the model has no layer with weights to prune; known are {kinds}")
     return {name: f"{name}.weight" if name else "weight" for name in order}
+
+
+def chosen_weights(
+    model: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    *,
+    keep: Sequence[str] = (),
+    prune_first: bool = False,
+    prune_last: bool = False,
+    named: Sequence[str] | None = None,
+) -> dict[str, str]:
+    """The layers that a method prunes, name to parameter name, in the order of a forward pass.
+
+    Args:
+        keep: names of layers that stay dense.
+        prune_first, prune_last: whether the first layer and the classifier are pruned.
+        named: prune exactly these, but for `keep`, first and last layer included.
+
+    Raises:
+        PlanError: a name is no layer with weights, or no layer is left.
+    """
+    layers = prunable_weights(model, example_inputs)
+    for name in (*keep, *(named or ())):
+        if name not in layers:
+            raise PlanError(str(unknown_name("layer with weights", name, layers)))
+    order = list(layers)
+    spared = (
+        {*keep} if named is not None else {*keep, *order[: not prune_first], *order[len(order) - (not prune_last) :]}
+    )
+    found = {name: layers[name] for name in order if name not in spared and (named is None or name in named)}
+    if not found:
+        raise PlanError(f"nothing to prune: all {len(order)} layers with weights are kept dense; prune_first=True?")
+    return found

@@ -98,11 +98,12 @@ def natural_library(weights: Iterable[Tensor], count: int = 8) -> PatternLibrary
     return PatternLibrary(tuple(library.patterns[i] for i in frequent if seen[i] > 0))
 
 
-def best_patterns(scores: Tensor, library: PatternLibrary) -> Tensor:
+def best_patterns(scores: Tensor, library: PatternLibrary, filters: int = 1) -> Tensor:
     """For every kernel the pattern that keeps the largest L2 norm; ties go to the lower index.
 
     Args:
         scores: float, (k, c, 3, 3), usually the weights.
+        filters: so many consecutive filters share the pattern that is best for all of them, channel by channel.
 
     Returns:
         bool, (k, c, 3, 3), `library.entries` ones in each kernel.
@@ -116,9 +117,12 @@ def best_patterns(scores: Tensor, library: PatternLibrary) -> Tensor:
     if scores.dim() != 4 or scores.shape[2:] != (3, 3):
         raise ShapeError(f"patterns need kernels of 3x3, these weights are {tuple(scores.shape)}; use 'weight'")
     masks = library.masks().to(scores.device)
-    energy = scores.detach().double().square().reshape(-1, 9) @ masks.view(-1, 9).double().T
-    first_best = (energy == energy.amax(1, keepdim=True)).int().argmax(1)
-    return masks[first_best].view(scores.shape)
+    energy = scores.detach().double().square().reshape(*scores.shape[:2], 9) @ masks.view(-1, 9).double().T
+    if filters > 1:
+        owner = torch.arange(len(scores), device=scores.device) // filters
+        energy = energy.new_zeros(int(owner[-1]) + 1, *energy.shape[1:]).index_add_(0, owner, energy)[owner]
+    first_best = (energy == energy.amax(2, keepdim=True)).int().argmax(2)
+    return masks[first_best]
 
 
 _OTHERS = tuple(position for position in range(9) if position != CENTRE)

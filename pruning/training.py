@@ -170,8 +170,8 @@ def fit(
         data: training pictures, shuffled and (with `augment`) augmented.
         lr: peak learning rate; it climbs over `warmup` of all steps and falls along a cosine. For a few epochs of
             fine-tuning 0.01 to 0.02, for training from scratch 0.1.
-        heldout: measured after every epoch; the epoch of best accuracy is kept (the later of equals). Without it,
-            or with a pruner (whose early epochs are less sparse), the last epoch is kept.
+        heldout: measured after every epoch; the epoch of best accuracy is kept (the later of equals), with a pruner
+            the best of those at whose end it had settled what is removed. Without it, the last epoch is kept.
         pruner: its `loss` is added, its `step` is called after every optimizer step.
         teacher: usually the dense network; its answers are learnt too. Not modified.
         precision: "auto" is bf16 where the machine multiplies it faster; weights stay float32.
@@ -296,10 +296,11 @@ class _Run:
     def _remember(self) -> None:
         """Keep the weights of the best epoch so far, where there is something to choose by."""
         last = self.history[-1]
-        if self.pruner is not None or last.heldout_accuracy is None:
+        is_moving = self.pruner is not None and not self.pruner.is_settled
+        if is_moving or last.heldout_accuracy is None:
             self.best_epoch = last.epoch
             return
-        best = max(entry.heldout_accuracy or 0.0 for entry in self.history)
+        best = 0.0 if self.best is None else self.history[self.best_epoch - 1].heldout_accuracy or 0.0
         if last.heldout_accuracy >= best:
             self.best_epoch = last.epoch
             self.best = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}

@@ -24,8 +24,8 @@ ENTRY_POINTS = "codesign.pruners"
 def methods() -> Mapping[str, type[Pruner]]:
     """Every registered method by name, sorted, read-only.
 
-    >>> list(methods())
-    ['gradual_magnitude', 'one_shot_magnitude']
+    >>> "gradual_magnitude" in methods()
+    True
     """
     _discover()
     return MappingProxyType(dict(sorted(REGISTRY.items())))

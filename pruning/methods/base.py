@@ -55,6 +55,8 @@ class Pruner(ABC):
     Attributes:
         name: of the method, set by `register`.
         EXAMPLES: keyword arguments, one set for each configuration that the contract tests run.
+        NEEDS_DATA: whether the constructor takes `data=`: pictures with labels to measure on before training, an
+            `ImageData` or a sequence of batches (x, y). Never test pictures.
         model: the prepared copy that the user trains.
         total_steps: optimizer steps that training will have; schedules are measured against it.
         steps_done: how often `step` was called.
@@ -62,6 +64,7 @@ class Pruner(ABC):
 
     name: ClassVar[str] = ""
     EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
+    NEEDS_DATA: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module, total_steps: int) -> None:
         if total_steps < 1:
@@ -82,6 +85,11 @@ class Pruner(ABC):
     @abstractmethod
     def after_step(self) -> None:
         """The method's own work after optimizer step number `steps_done` (the first is 1)."""
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether what is removed is final, so that the best epoch from now on may be kept instead of the last."""
+        return False
 
     def finalize(self) -> nn.Module:
         """A baked copy of the model as it is now; `self.model` can be trained on."""

@@ -1,11 +1,13 @@
 """Granularities: exact counts, ties to the lower index, and patterns worked by hand."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruning.granularity import GRANULARITIES, keep_best, kept_count, mask
+from pruning.granularity import GRANULARITIES, keep_best, kept_count, largest_density, mask, smallest_density
 from pruning.patterns import PatternLibrary, best_patterns, four_entry_library, natural_library
 from workloads.errors import ConfigError, PlanError, ShapeError
 from workloads.sparsity import WeightSparsity
@@ -35,7 +37,14 @@ def test_what_is_kept_outweighs_what_is_removed(granularity):
     assert energy[counts].min() >= energy[~counts].max()
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES)
+NAMES = ("weight", "2:4", "4x1", "1x4", "2x3", "window", "pattern", "pattern/2", "kernel", "filter", "channel")
+
+
+def test_every_form_is_tried_here():
+    assert {re.sub(r"\d+", "#", name) for name in NAMES} == set(GRANULARITIES)
+
+
+@pytest.mark.parametrize("granularity", NAMES)
 def test_density_one_keeps_all_and_ties_go_to_the_lower_index(granularity):
     assert mask(WEIGHT, 1.0, granularity).all()
     if granularity in ("filter", "channel"):
@@ -47,6 +56,74 @@ def test_scores_take_the_place_of_magnitudes():
     weight, scores = torch.tensor([[1.0, 9.0]]), torch.tensor([[5.0, 1.0]])
     assert mask(weight, 0.5, "weight").tolist() == [[False, True]]
     assert mask(weight, 0.5, "weight", scores).tolist() == [[True, False]]
+
+
+@pytest.mark.parametrize("granularity", NAMES)
+@pytest.mark.parametrize("shape", [(5, 7), (6, 5, 3), (7, 6, 3, 3), (4, 3, 1, 1)])
+def test_masks_nest_as_density_falls_and_keep_about_as_much_as_asked(granularity, shape):
+    """The best of few are among the best of many, for groups of all sizes and edges that divide nothing."""
+    if granularity.startswith("pattern") and shape[2:] == (3,):
+        pytest.skip("patterns are for 3x3 and 1x1 kernels")
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    is_patterned = granularity.startswith("pattern") and shape[2:] == (3, 3)
+    most = largest_density(granularity) if is_patterned else 0.9
+    densities = [most * share for share in (1.0, 0.75) if most * share >= smallest_density(granularity)]
+    found = [mask(weight, density, granularity) for density in densities]
+    assert all(one.shape == weight.shape and one.any() for one in found)
+    assert (found[-1] <= found[0]).all()
+    assert found[0].float().mean() <= 1
+
+
+class TestNOfM:
+    def test_worked_by_hand(self):
+        weight = torch.tensor([[1.0, -5, 3, 2, 4, 0, 6]])  # 1 5 3 2 | 4 0 6 and one that is not there
+        assert mask(weight, 0.5, "2:4").int().tolist() == [[0, 1, 1, 0, 1, 0, 1]]
+        assert mask(weight, 0.25, "1:4").int().tolist() == [[0, 1, 0, 0, 0, 0, 1]]
+
+    def test_runs_along_input_channels_at_each_kernel_position(self):
+        weight = torch.zeros(1, 4, 1, 2)
+        weight[0, 2, 0, 0] = weight[0, 1, 0, 1] = 1.0
+        found = mask(weight, 0.25, "1:4")[0, :, 0]
+        assert found.int().tolist() == [[0, 0], [0, 1], [1, 0], [0, 0]]
+
+    @pytest.mark.parametrize(("density", "kept"), [(0.5, 2), (0.51, 3), (0.75, 3), (0.76, 4)])
+    def test_a_density_in_between_keeps_one_more(self, density, kept):
+        assert (mask(WEIGHT[:, :4], density, "2:4").sum(1) == kept).all()
+
+    def test_the_layer_graph_knows_the_pattern(self):
+        zeros = WeightSparsity.from_mask(mask(torch.randn(8, 16, 3, 3, generator=GENERATOR), 0.5, "2:4").numpy())
+        assert zeros.satisfies_nm(2, 4)
+
+
+class TestBlocks:
+    def test_worked_by_hand(self):
+        weight = torch.tensor([[1.0, 9, 2, 0], [1, 0, 2, 0], [5, 1, 3, 0]])
+        # 2x1 blocks, filters 0-1 and filter 2 alone, squared: 2 81 8 0 / 25 1 9 0
+        assert mask(weight, 3 / 8, "2x1").int().tolist() == [[0, 1, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0]]
+        # 1x3 blocks, channels 0-2 and channel 3 alone: 86 0 / 5 0 / 35 0
+        assert mask(weight, 2 / 6, "1x3").int().tolist() == [[1, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 0]]
+
+    def test_blocks_are_whole_and_counted_exactly(self):
+        found = mask(torch.randn(8, 6, 3, 3, generator=GENERATOR), 0.2, "4x1")
+        blocks = found.view(2, 4, 6, 3, 3).sum(1)
+        assert set(blocks.flatten().tolist()) == {0, 4}
+        assert int((blocks > 0).sum()) == kept_count(108, 0.2)
+
+    def test_one_by_one_is_weight_pruning(self):
+        assert torch.equal(mask(WEIGHT, 0.3, "1x1"), mask(WEIGHT, 0.3, "weight"))
+
+
+class TestWindow:
+    @pytest.mark.parametrize(("density", "kept"), [(0.3, 3), (0.2, 2), (0.01, 1), (0.44, 4)])
+    def test_every_kernel_keeps_the_same_number(self, density, kept):
+        assert (mask(WEIGHT, density, "window").sum((2, 3)) == kept).all()
+
+    def test_the_largest_of_each_kernel_stay(self):
+        kernel = torch.tensor([[[[1.0, -4, 2], [0, 3, -5], [0, 0, 0]]]])
+        assert mask(kernel, 3 / 9, "window").int()[0, 0].tolist() == [[0, 1, 0], [0, 1, 1], [0, 0, 0]]
+
+    def test_kernels_of_one_weight_lose_none(self):
+        assert mask(torch.ones(3, 4), 0.3, "window").all()
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.data())
@@ -84,6 +161,14 @@ class TestPatterns:
         assert torch.equal(mask(weight, 0.6, "pattern"), mask(weight, 0.6, "weight"))
         assert torch.equal(mask(weight[:, :, 0, 0], 0.6, "pattern"), mask(weight[:, :, 0, 0], 0.6, "weight"))
 
+    def test_filters_that_share(self):
+        found = mask(WEIGHT, 2 / 9, "pattern/4")  # filters 0-3 and 4-5 together
+        for group in (found[:4], found[4:]):
+            assert (group == group[:1]).all()
+        assert sum(int(group[0].any((1, 2)).sum()) for group in (found[:4], found[4:])) == kept_count(2 * 5, 0.5)
+        alone = (WEIGHT * mask(WEIGHT, 4 / 9, "pattern")).norm()
+        assert (WEIGHT * mask(WEIGHT, 4 / 9, "pattern/4")).norm() < alone
+
     def test_natural_patterns_are_counted(self):
         left = torch.tensor([[4.0, 0, 0], [3.0, 1, 0], [2.0, 0, 0]])  # 0, 3, 6 and the centre
         top = torch.tensor([[4.0, 3, 2], [0, 1, 0], [0, 0, 0]])
@@ -110,6 +195,9 @@ class TestPatterns:
     ("call", "error", "message"),
     [
         (lambda: mask(WEIGHT, 0.5, "filtre"), ConfigError, "unknown granularity 'filtre'; did you mean 'filter'"),
+        (lambda: mask(WEIGHT, 0.5, "0:4"), ConfigError, "unknown granularity '0:4'"),
+        (lambda: mask(WEIGHT, 0.5, "5:4"), ConfigError, "cannot keep 5 of 4"),
+        (lambda: mask(WEIGHT, 0.4, "2:4"), PlanError, "density 0.4: 2:4 keeps 0.5; give that density"),
         (lambda: mask(WEIGHT, 0.0, "weight"), PlanError, "density 0.0, must be above 0"),
         (lambda: mask(WEIGHT, 1.5, "weight"), PlanError, "density 1.5"),
         (lambda: mask(WEIGHT, float("nan"), "weight"), PlanError, "density nan"),

@@ -23,7 +23,8 @@ CONFIGURATIONS = [(name, example) for name, found in methods().items() for examp
 class TestContract(PrunerContract):
     @pytest.fixture
     def prune(self, name, options):
-        return functools.partial(method(name), **options)
+        data = {"data": batches(2, seed=1)} if method(name).NEEDS_DATA else {}
+        return functools.partial(method(name), **options, **data)
 
 
 class TestRegistry:

@@ -102,6 +102,15 @@ class TestLearning:
         with torch.no_grad():
             return float((student(x).log_softmax(1) - teacher(x).log_softmax(1)).abs().mean())
 
+    def test_with_a_pruner_the_best_epoch_since_it_settled_is_kept(self, train, heldout, monkeypatch):
+        scores = iter([0.9, 0.5, 0.7, 0.6])  # 256 / 64 = 4 steps an epoch; settled after step 8, the second epoch
+        monkeypatch.setattr(
+            training, "evaluate", lambda *_, **__: evaluation.Score(1.0, next(scores), 200, "heldout", "fp32")
+        )
+        pruner = GradualMagnitude(build("digits_cnn"), (example_input("digits_cnn"),), 16, density=0.5, end=0.5)
+        assert quick(pruner.model, train, epochs=4, heldout=heldout, pruner=pruner).chosen_epoch == 3
+        assert masks.density(masks.masks_of(pruner.finalize()).values()) == pytest.approx(0.5, abs=0.01)
+
 
 class TestRepeatable:
     @pytest.mark.parametrize("precision", ["fp32", "auto"])
