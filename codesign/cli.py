@@ -138,30 +138,57 @@ def train(
 
 
 @app.command()
+def methods(name: Annotated[str | None, typer.Argument(help="Show one method with its options.")] = None) -> None:
+    """List the pruning methods, or explain one and its options."""
+    from codesign import show
+
+    show.methods(name)
+
+
+@app.command()
 def prune(
     model: Annotated[str, typer.Argument(help="Zoo name.")],
     data: Data,
     out: Out,
-    method: Annotated[str, typer.Option(help="one_shot_magnitude or gradual_magnitude.")] = "gradual_magnitude",
-    density: Annotated[float, typer.Option(help="Fraction of weights to keep, 0..1.")] = 0.3,
-    granularity: Annotated[str, typer.Option(help="weight, 2:4, 4x1, window, pattern, kernel, filter.")] = "weight",
+    method: Annotated[str, typer.Option(help="A name of `codesign methods`.")] = "gradual_magnitude",
+    density: Annotated[
+        float | None, typer.Option(help="Short for --option density=...: weights to keep, 0..1.")
+    ] = None,
+    granularity: Annotated[
+        str | None,
+        typer.Option(help="Short for --option granularity=...: weight, 2:4, 4x1, window, pattern, filter..."),
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="name=value, an option of the method (`codesign methods NAME`).")
+    ] = None,
     target: Targets = ["ethos_u55_256"],  # noqa: B006
     weights: Weights = None,
     pretrained: Pretrained = False,
+    scratch: Annotated[bool, typer.Option("--scratch", help="Start from an untrained network.")] = False,
     epochs: Epochs = 2,
-    rate: Annotated[float, typer.Option("--lr", help="Peak learning rate of fine-tuning.")] = 0.02,
+    rate: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 0.02,
+    batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 128,
+    weight_decay: Annotated[float, typer.Option(help="Of the optimizer.")] = 1e-4,
+    distil: Annotated[bool, typer.Option(help="Learn from the dense network's answers too.")] = True,
     seed: Seed = 0,
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
-    """Prune a network with one method at one density, fine-tune it, and price it before and after."""
-    from codesign.prune import prune_model
+    """Prune a network with one method while it trains, test it once, and price it before and after."""
+    from codesign import prune as job
 
-    subject = _subject(model, weights, pretrained, None, "error")
-    prune_model(
-        subject, data, out, method=method, density=density, granularity=granularity, targets=target, epochs=epochs,
-        rate=rate, seed=seed, device=device, overwrite=overwrite,
+    given = [
+        f"{name}={value}" for name, value in (("density", density), ("granularity", granularity)) if value is not None
+    ]
+    origins = [*([str(weights)] if weights else []), *["pretrained"] * pretrained, *["scratch"] * scratch]
+    if len(origins) != 1:
+        raise ConfigError(f"{model}: say which weights to start from: --weights FILE, --pretrained or --scratch")
+    config = job.PruneConfig(
+        model=model, data=data, method=method, options=job.parse_options(method, [*given, *(option or ())]),
+        targets=tuple(target), weights=origins[0], epochs=epochs, rate=rate, batch_size=batch,
+        weight_decay=weight_decay, distil=distil, seed=seed,
     )  # fmt: skip
+    job.report(config, job.run(config, out, device=device, overwrite=overwrite), out)
 
 
 @app.command()

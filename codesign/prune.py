@@ -1,39 +1,144 @@
-"""`codesign prune`: one method at one density, fine-tuned, tested once, priced before and after."""
+"""`codesign prune`: one method on one network, fine-tuned, tested once, priced before and after."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+import json
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from accel_models import SimulationResult, target
 from codesign.show import console
 from codesign.study import Study, write_json
-from codesign.subject import Subject, load_images
-from workloads.errors import ConfigError
+from codesign.subject import load_images
+from workloads.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from pruning.methods import Pruner
+    from workloads.data import ImageData
 
-BATCH_SIZE = 128
+
+@dataclass(frozen=True)
+class PruneConfig:
+    """Everything that decides a run's result.
+
+    Attributes:
+        model: zoo name. data: data set. method: of `pruning.methods`.
+        options: the method's own, by name.
+        targets: machines that price the network before and after.
+        weights: of the network that is pruned: "pretrained", a file, or "scratch" for an untrained one.
+        epochs, rate, batch_size, weight_decay: of `pruning.training.fit`.
+        distil: whether the dense network teaches; never if it is untrained.
+    """
+
+    model: str
+    data: str
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    targets: tuple[str, ...] = ("ethos_u55_256",)
+    weights: str = "pretrained"
+    epochs: int = 2
+    rate: float = 0.02
+    batch_size: int = 128
+    weight_decay: float = 1e-4
+    distil: bool = True
+    seed: int = 0
+
+    def command(self, out: Path) -> str:
+        """The command line that does the same."""
+        start = {"pretrained": ["--pretrained"], "scratch": ["--scratch"]}.get(
+            self.weights, ["--weights", self.weights]
+        )
+        words = ["codesign", "prune", self.model, "--data", self.data, "--method", self.method, *start]
+        for name, value in self.options.items():
+            words += ["--option", f"{name}={json.dumps(value)}"]
+        for name in self.targets:
+            words += ["--target", name]
+        words += ["--epochs", str(self.epochs), "--lr", f"{self.rate:g}", "--batch", str(self.batch_size)]
+        words += ["--weight-decay", f"{self.weight_decay:g}", *([] if self.distil else ["--no-distil"])]
+        return shlex.join([*words, "--seed", str(self.seed), "--out", str(out)])
 
 
-def prune_model(
-    subject: Subject,
-    data: str,
-    out: Path,
-    *,
-    method: str,
-    density: float,
-    granularity: str,
-    targets: Sequence[str],
-    epochs: int,
-    rate: float,
-    seed: int,
-    device: str,
-    overwrite: bool,
-) -> Path:
-    """Prune, fine-tune, test, and report; returns the report's path.
+@dataclass(frozen=True)
+class PruneOutcome:
+    """What came of a run.
+
+    Attributes:
+        dense_test, test: accuracy on the test images before and after, fractions; dense None for one untrained.
+        heldout: accuracy on held-out training images after, a fraction.
+        weights, nonzeros: single weights of all convolutions and linear layers of the dense network, and of those
+            what is kept after.
+        seconds: of pruning and training.
+        priced: by target, the dense and the pruned network.
+    """
+
+    dense_test: float | None
+    test: float
+    heldout: float
+    weights: int
+    nonzeros: int
+    seconds: float
+    priced: Mapping[str, tuple[SimulationResult, SimulationResult]]
+
+    @property
+    def compression(self) -> float:
+        """Weights of the dense network to kept ones."""
+        return self.weights / max(self.nonzeros, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON value."""
+        numbers = {key: value for key, value in asdict(self).items() if key != "priced"}
+        return numbers | {"targets": {name: [a.to_dict(), b.to_dict()] for name, (a, b) in self.priced.items()}}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> PruneOutcome:
+        """The inverse of `to_dict`."""
+        numbers = {key: value for key, value in data.items() if key != "targets"}
+        priced = {
+            name: (SimulationResult.from_dict(a), SimulationResult.from_dict(b))
+            for name, (a, b) in data["targets"].items()
+        }
+        return cls(**numbers, priced=priced)
+
+
+def parse_options(method: str, texts: Sequence[str]) -> dict[str, Any]:
+    """Options of a method from "name=value", values read as YAML.
+
+    >>> parse_options("gradual_magnitude", ["density=0.2", "keep=[conv1, linear]"])
+    {'density': 0.2, 'keep': ['conv1', 'linear']}
+
+    Raises:
+        ConfigError: no such option, or a value that is no YAML.
+    """
+    from pruning.methods import method as find_method
+
+    allowed = find_method(method).options()
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--option {text!r}: must be name=value")
+        if name not in allowed:
+            raise ConfigError(f"--option {text!r}: {unknown_name(f'option of {method}', name, allowed)}")
+        try:
+            found[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--option {text!r}: the value cannot be read as YAML") from error
+    return found
+
+
+def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool = False) -> PruneOutcome:
+    """Prune, train, test, price; a finished run is read again, an interrupted one goes on.
+
+    The folder holds `model.safetensors` (masks included; smaller where whole channels went) and `result.json`.
 
     Raises:
         CodesignError: bad names or options, missing data, an output folder that cannot be used.
@@ -42,76 +147,112 @@ def prune_model(
     from pruning.methods import method as find_method
     from pruning.training import fit
     from workloads.lowering import lower
+    from workloads.models import build, example_input
     from workloads.models.weights import save_weights
 
-    if len(set(targets)) < len(targets):
-        raise ConfigError(f"--target {' '.join(targets)}: a machine is given twice")
-    machines = [target(name) for name in targets]
-    cls = find_method(method)
-    if epochs < 1:
-        raise ConfigError("--epochs 0: a pruned network needs fine-tuning, give at least one")
-    module, example = subject.needs_module("prune")
-    if subject.weights == "random":
-        raise ConfigError(f"{subject.name} is untrained; give --weights FILE (see codesign train) or --pretrained")
-    images = load_images(subject.name, data)
-    steps = -(-len(images["train"]) // BATCH_SIZE) * epochs
-    config = {
-        "command": "prune", "model": subject.name, "weights": subject.weights, "data": data, "method": method,
-        "density": density, "granularity": granularity, "targets": list(targets), "epochs": epochs, "rate": rate,
-        "seed": seed,
-    }  # fmt: skip
-    make: Callable[..., Pruner] = cls
-    pruner = make(module, (example,), steps, density=density, granularity=granularity)
-    study = Study.create(out, config, overwrite)
-    fit(
-        pruner.model, images["train"], epochs, rate, heldout=images["heldout"], pruner=pruner, teacher=module,
-        batch_size=BATCH_SIZE, device=device, seed=seed, checkpoint=out / "training.pt",
+    cls = find_method(config.method)
+    machines = {name: target(name) for name in config.targets}
+    if len(machines) < len(config.targets):
+        raise ConfigError(f"--target {' '.join(config.targets)}: a machine is given twice")
+    if config.epochs < 1:
+        raise ConfigError("--epochs 0: a pruned network needs training, give at least one")
+    is_trained = config.weights != "scratch"
+    weights = Path(config.weights) if config.weights not in ("pretrained", "scratch") else None
+    images = load_images(config.model, config.data)
+    module = build(
+        config.model, images["train"].num_classes, weights, config.seed, pretrained=config.weights == "pretrained"
+    )
+    example = example_input(config.model)
+    pruner = _pruner(cls, config, module, example, images)
+    study = Study.create(out, {"command": "prune", **asdict(config)}, overwrite)
+    if study.has("result"):
+        return PruneOutcome.from_dict(study.read("result")["result"])
+    started = time.perf_counter()
+    fitted = fit(
+        pruner.model, images["train"], config.epochs, config.rate, heldout=images["heldout"], pruner=pruner,
+        teacher=module if config.distil and is_trained else None, batch_size=config.batch_size,
+        weight_decay=config.weight_decay, device=device, seed=config.seed, checkpoint=out / "training.pt",
     )  # fmt: skip
     sparse = pruner.finalize()
+    seconds = sum(epoch.seconds for epoch in fitted.history) or time.perf_counter() - started
     save_weights(sparse, out / "model.safetensors")
     batch = images["heldout"].tensor(slice(0, 32))
-    graphs = [lower(model, example, calibration=batch, name=subject.name) for model in (module, sparse)]
-    tested = {"dense_test": accuracy(module, images["test"]), "test": accuracy(sparse, images["test"])}
-    pairs = [tuple(machine.simulate(graph) for graph in graphs) for machine in machines]
-    write_json(study.path("result"), {**tested, "targets": [[a.to_dict(), b.to_dict()] for a, b in pairs]})
-    return _report(study, config, pairs, tested, len(images["test"]), steps)
+    before, after = (lower(each, example, calibration=batch, name=config.model) for each in (module, sparse))
+    outcome = PruneOutcome(
+        dense_test=accuracy(module, images["test"]) if is_trained else None,
+        test=accuracy(sparse, images["test"]),
+        heldout=accuracy(sparse, images["heldout"]),
+        weights=_weights(module)[0],
+        nonzeros=_weights(sparse)[1],
+        seconds=round(seconds, 1),
+        priced={name: (machine.simulate(before), machine.simulate(after)) for name, machine in machines.items()},
+    )
+    write_json(study.path("result"), {"seconds": outcome.seconds, "result": outcome.to_dict()})
+    return outcome
 
 
-def _report(
-    study: Study,
-    config: dict[str, Any],
-    pairs: Sequence[tuple[SimulationResult, ...]],
-    tested: dict[str, float],
-    images: int,
-    steps: int,
-) -> Path:
-    """Say and write what came of it; one report a target."""
+def _pruner(
+    cls: type[Pruner], config: PruneConfig, module: nn.Module, example: Any, images: Mapping[str, ImageData]
+) -> Pruner:
+    """The method at the start of its training; needed and unknown options are said by name."""
+    allowed = cls.options()
+    for name in config.options:
+        if name not in allowed:
+            raise unknown_name(f"option of {config.method}", name, allowed)
+    steps = -(-len(images["train"]) // config.batch_size) * config.epochs
+    options = dict(config.options) | ({"data": images["heldout"]} if cls.NEEDS_DATA else {})
+    needed = [name for name, each in allowed.items() if each.default is inspect.Parameter.empty]
+    if missing := [name for name in needed if name not in options]:
+        raise ConfigError(f"{config.method} needs --option {missing[0]}=...")
+    make: Any = cls
+    made: Pruner = make(module, (example,), steps, **options)
+    return made
+
+
+def _weights(model: nn.Module) -> tuple[int, int]:
+    """Single weights of convolutions and linear layers, and how many of them are not zero."""
+    from pruning.layers import WEIGHTED
+
+    found = {id(m.weight): m.weight.detach() for m in model.modules() if isinstance(m, WEIGHTED)}
+    return sum(w.numel() for w in found.values()), sum(int(w.count_nonzero()) for w in found.values())
+
+
+def report(config: PruneConfig, outcome: PruneOutcome, folder: Path) -> list[Path]:
+    """Write one report a target and say what came of the run; returns the paths."""
     from reports.comparison import describe_ratios
     from reports.curves import roofline
     from reports.html import write_report
     from reports.records import Accuracies, ReportRecord
+    from workloads.data import load
 
     screen = console()
-    screen.print(f"test accuracy: dense {tested['dense_test']:.2%}, pruned {tested['test']:.2%} on {images:,} images")
-    path = study.folder
-    for before, after in pairs:
-        folder = study.folder if len(pairs) == 1 else study.folder / before.target
-        folder.mkdir(exist_ok=True)
-        spec = target(config["targets"][pairs.index((before, after))]).spec
+    images = len(load(config.data, "test"))
+    dense = "" if outcome.dense_test is None else f"dense {outcome.dense_test:.2%}, "
+    screen.print(
+        f"test accuracy: {dense}pruned {outcome.test:.2%} on {images:,} images; "
+        f"{outcome.nonzeros:,} of {outcome.weights:,} weights are left, {outcome.compression:.1f}x fewer"
+    )
+    options = ", ".join(f"{name} {value}" for name, value in config.options.items())
+    paths = []
+    for name, (before, after) in outcome.priced.items():
+        place = folder if len(outcome.priced) == 1 else folder / before.target
+        place.mkdir(exist_ok=True)
+        spec = target(name).spec
+        known = outcome.dense_test if outcome.dense_test is not None else outcome.test
         record = ReportRecord(
-            title=f"{config['model']} with {config['method']} at density {config['density']:g} on {before.title}",
+            title=f"{config.model} with {config.method} ({options or 'default options'}) on {before.title}",
             before=before,
             after=after,
-            model=config["model"],
-            data=config["data"],
-            accuracies=Accuracies(dense_test=tested["dense_test"], tuned_test=tested["test"], test_images=images),
+            model=config.model,
+            data=config.data,
+            accuracies=Accuracies(dense_test=known, tuned_test=outcome.test, test_images=images),
             roofline_before=roofline(before, spec),
             roofline_after=roofline(after, spec),
-            seed=config["seed"],
-            notes=(f"{config['method']} over {steps:,} optimizer steps, granularity {config['granularity']}.",),
+            seed=config.seed,
+            notes=(f"{config.method} over {config.epochs} epochs; {config.command(folder)}",),
         )
-        path = write_report(folder, record)
+        paths.append(write_report(place, record))
         ratio = after.latency_s / before.latency_s
-        screen.print(f"{before.title}: latency {ratio:.3f}x of dense; report: {path}")
+        screen.print(f"{before.title}: latency {ratio:.3f}x of dense; report: {paths[-1]}")
         screen.print(describe_ratios(before, after))
-    return path
+    return paths

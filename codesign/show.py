@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,6 +61,28 @@ def targets(name: str | None) -> None:
         out.print(f"area: {area:,.3g} mm2")
     known = describe_error(error_bars(machine.name, machine.spec.file))
     out.print(f"channels are computed {machine.channel_multiple} together; {known}")
+
+
+def methods(name: str | None) -> None:
+    """All pruning methods in a line each, or one with its options."""
+    from pruning.methods import method as find
+    from pruning.methods import methods as registered
+
+    out = console()
+    if name is None:
+        table = Table("method", "what it does", "needs pictures", box=None)
+        for each, cls in registered().items():
+            table.add_row(each, (inspect.getdoc(cls) or "").partition("\n\n")[0], "yes" if cls.NEEDS_DATA else "")
+        out.print(table)
+        return
+    found = find(name)
+    out.print(inspect.getdoc(found) or "")
+    table = Table("option", "default", box=None)
+    for option, parameter in found.options().items():
+        is_needed = parameter.default is inspect.Parameter.empty
+        table.add_row(option, "must be given" if is_needed else str(parameter.default))
+    out.print()
+    out.print(table)
 
 
 def models() -> None:

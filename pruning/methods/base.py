@@ -23,6 +23,7 @@ Who calls what, when:
 from __future__ import annotations
 
 import copy
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
@@ -72,6 +73,21 @@ class Pruner(ABC):
         self.model = copy.deepcopy(model)
         self.total_steps = total_steps
         self.steps_done = 0
+
+    @classmethod
+    def options(cls) -> dict[str, inspect.Parameter]:
+        """The keyword arguments of the constructor by name, those of a parent that it hands on included; no `data`."""
+        found: dict[str, inspect.Parameter] = {}
+        for kind in cls.__mro__:
+            if "__init__" not in vars(kind):
+                continue
+            parameters = inspect.signature(vars(kind)["__init__"]).parameters.values()
+            mine = {each.name: each for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY}
+            found = mine | found
+            if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters):
+                break
+        found.pop("data", None)
+        return found
 
     def loss(self) -> Tensor:
         """What the method adds to the training loss: a scalar; zero unless a method says otherwise."""

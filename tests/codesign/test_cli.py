@@ -346,7 +346,7 @@ BAD = {
     ),
     "prune untrained": (
         lambda f: ["prune", "digits_cnn", "--data", "digits", "--out", f / "o"],
-        "is untrained; give --weights",
+        "say which weights to start from: --weights FILE, --pretrained or --scratch",
     ),
     "target twice": (
         lambda f: [
@@ -358,11 +358,25 @@ BAD = {
             "ideal",
             "--target",
             "ideal",
+            "--scratch",
             "--out",
             f / "o",
         ],
         "a machine is given twice",
     ),
+    "no such option": (
+        lambda f: ["prune", "digits_cnn", "--data", "digits", "--scratch", "--option", "densty=1", "--out", f / "o"],
+        "unknown option of gradual_magnitude 'densty'; did you mean 'density'",
+    ),
+    "option without a value": (
+        lambda f: ["prune", "digits_cnn", "--data", "digits", "--scratch", "--option", "density", "--out", f / "o"],
+        "--option 'density': must be name=value",
+    ),
+    "option that is no YAML": (
+        lambda f: ["prune", "digits_cnn", "--data", "digits", "--scratch", "--option", "keep=[a", "--out", f / "o"],
+        "cannot be read as YAML",
+    ),
+    "unknown method to show": (lambda f: ["methods", "magic"], "unknown pruning method 'magic'"),
     "validate unknown": (lambda f: ["validate", "idael"], "did you mean 'ideal'?"),
     "docs nowhere": (lambda f: ["validate", "ideal", "--docs", f / "no"], "no such folder"),
     "plots into a file": (
@@ -445,6 +459,7 @@ BAD = {
             "digits",
             "--method",
             "magic",
+            "--scratch",
             "--target",
             "ideal",
             "--out",
