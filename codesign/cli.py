@@ -150,7 +150,9 @@ def prune(
     model: Annotated[str, typer.Argument(help="Zoo name.")],
     data: Data,
     out: Out,
-    method: Annotated[str, typer.Option(help="A name of `codesign methods`.")] = "gradual_magnitude",
+    method: Annotated[
+        str, typer.Option(help="A name of `codesign methods`, or dense: train only.")
+    ] = "gradual_magnitude",
     density: Annotated[
         float | None, typer.Option(help="Short for --option density=...: weights to keep, 0..1.")
     ] = None,

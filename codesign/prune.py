@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import shlex
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,12 +26,15 @@ if TYPE_CHECKING:
     from workloads.data import ImageData
 
 
+DENSE = "dense"
+
+
 @dataclass(frozen=True)
 class PruneConfig:
     """Everything that decides a run's result.
 
     Attributes:
-        model: zoo name. data: data set. method: of `pruning.methods`.
+        model: zoo name. data: data set. method: of `pruning.methods`, or "dense": the same training without pruning.
         options: the method's own, by name.
         targets: machines that price the network before and after.
         weights: of the network that is pruned: "pretrained", a file, or "scratch" for an untrained one.
@@ -76,7 +79,7 @@ class PruneOutcome:
         heldout: accuracy on held-out training images after, a fraction.
         weights, nonzeros: single weights of all convolutions and linear layers of the dense network, and of those
             what is kept after.
-        seconds: of pruning and training.
+        seconds: of training, over all of its parts.
         priced: by target, the dense and the pruned network.
     """
 
@@ -120,7 +123,7 @@ def parse_options(method: str, texts: Sequence[str]) -> dict[str, Any]:
     """
     from pruning.methods import method as find_method
 
-    allowed = find_method(method).options()
+    allowed = {} if method == DENSE else find_method(method).options()
     found = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -150,7 +153,7 @@ def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool
     from workloads.models import build, example_input
     from workloads.models.weights import save_weights
 
-    cls = find_method(config.method)
+    cls = None if config.method == DENSE else find_method(config.method)
     machines = {name: target(name) for name in config.targets}
     if len(machines) < len(config.targets):
         raise ConfigError(f"--target {' '.join(config.targets)}: a machine is given twice")
@@ -163,18 +166,18 @@ def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool
         config.model, images["train"].num_classes, weights, config.seed, pretrained=config.weights == "pretrained"
     )
     example = example_input(config.model)
-    pruner = _pruner(cls, config, module, example, images)
+    pruner = None if cls is None else _pruner(cls, config, module, example, images)
+    net = copy.deepcopy(module) if pruner is None else pruner.model
     study = Study.create(out, {"command": "prune", **asdict(config)}, overwrite)
     if study.has("result"):
         return PruneOutcome.from_dict(study.read("result")["result"])
-    started = time.perf_counter()
     fitted = fit(
-        pruner.model, images["train"], config.epochs, config.rate, heldout=images["heldout"], pruner=pruner,
+        net, images["train"], config.epochs, config.rate, heldout=images["heldout"], pruner=pruner,
         teacher=module if config.distil and is_trained else None, batch_size=config.batch_size,
         weight_decay=config.weight_decay, device=device, seed=config.seed, checkpoint=out / "training.pt",
     )  # fmt: skip
-    sparse = pruner.finalize()
-    seconds = sum(epoch.seconds for epoch in fitted.history) or time.perf_counter() - started
+    sparse = net if pruner is None else pruner.finalize()
+    seconds = sum(epoch.seconds for epoch in fitted.history)
     save_weights(sparse, out / "model.safetensors")
     batch = images["heldout"].tensor(slice(0, 32))
     before, after = (lower(each, example, calibration=batch, name=config.model) for each in (module, sparse))

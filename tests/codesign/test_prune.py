@@ -1,5 +1,6 @@
 """`codesign prune`: what it writes, that it goes on after a stop, and that its command line does the same again."""
 
+import dataclasses
 import json
 import shlex
 from pathlib import Path
@@ -81,3 +82,10 @@ def test_needed_options_are_asked_for() -> None:
     assert parse_options("gradual_magnitude", ["density=0.3", "keep=[a]"]) == {"density": 0.3, "keep": ["a"]}
     with pytest.raises(ConfigError, match="unknown option of one_shot_magnitude 'begin'"):
         parse_options("one_shot_magnitude", ["begin=0.1"])
+
+
+def test_dense_is_the_same_training_without_pruning(tmp_path: Path) -> None:
+    found = prune.run(dataclasses.replace(CONFIG, method="dense", options={}, epochs=1), tmp_path / "run")
+    assert found.nonzeros == found.weights
+    with pytest.raises(ConfigError, match="unknown option of dense 'density'"):
+        parse_options("dense", ["density=0.5"])

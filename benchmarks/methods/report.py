@@ -1,0 +1,102 @@
+"""Write docs/results.md from the committed results of `run.py`.
+
+python benchmarks/methods/report.py [--check]      # --check: fail if the page is not what the results give
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from run import RESULTS, experiments, runs
+
+PAGE = Path(__file__).parents[2] / "docs" / "results.md"
+HEAD = """# What the methods reach
+
+Written by `python benchmarks/methods/report.py` from the files below `benchmarks/methods/results/`; each holds its
+seed, time, command and code version. The runs of a table start from the same weights and train equally long at the
+same rate on the same machine. Ratios, thresholds and epochs were chosen on held-out training images (which the zoo's
+CIFAR-10 weights were trained on too); the test set is used once a run. "weights" counts convolutions and linear layers,
+the dense first layer and classifier included. Latency and energy are those of the pruned network over the dense one,
+priced with the real masks; how far to trust each model is in [validation.md](validation.md).
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for run in runs():
+        rows = found.setdefault(run.experiment, {}).setdefault(run.label, [])
+        if run.result.exists():
+            rows.append(json.loads(run.result.read_text()))
+    parts = [HEAD]
+    for name, experiment in experiments().items():
+        parts.append(f"## {experiment['title']}\n\nReach: {experiment['reach']}.\n")
+        if note := experiment.get("note"):
+            parts.append(f"{note}\n")
+        parts.append(table(found[name]))
+    return "\n".join(parts)
+
+
+def table(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """One experiment: a line a run, means over its seeds."""
+    done = {label: results for label, results in rows.items() if results}
+    if not done:
+        return "Not run yet.\n"
+    targets = list(next(iter(done.values()))[0]["targets"])
+    head = ["run", "seeds", "test", "to dense", "weights", "MACs", *targets, "minutes"]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for label, results in done.items():
+        lines.append(f"| {' | '.join(line(label, results, targets))} |")
+    if missing := [label for label in rows if label not in done]:
+        lines.append(f"\nNot run yet: {', '.join(missing)}.")
+    return "\n".join(lines) + "\n"
+
+
+def line(label: str, results: Sequence[Mapping[str, Any]], targets: Sequence[str]) -> list[str]:
+    """Cells of one run."""
+
+    def mean(value: Any) -> float:
+        return statistics.fmean(value(result) for result in results)
+
+    tests = [result["test"] for result in results]
+    spread = f" ± {statistics.stdev(tests):.2%}" if len(tests) > 1 else ""
+    lost = [result["test"] - result["dense_test"] for result in results if result["dense_test"] is not None]
+    prices = [
+        f"{mean(lambda r, t=t: ratio(r, t, 'latency_s')):.2f}x, {mean(lambda r, t=t: ratio(r, t, 'energy_j')):.2f}x"
+        for t in targets
+    ]
+    return [
+        label,
+        str(len(results)),
+        f"{statistics.fmean(tests):.2%}{spread}",
+        f"{100 * statistics.fmean(lost):+.2f}" if lost else "",
+        f"{mean(lambda r: r['weights'] / r['nonzeros']):.1f}x fewer",
+        f"{mean(lambda r: r['macs'][1] / r['macs'][0]):.2f}x",
+        *prices,
+        f"{mean(lambda r: r['seconds']) / 60:.0f}",
+    ]
+
+
+def ratio(result: Mapping[str, Any], target: str, what: str) -> float:
+    """After over before."""
+    before, after = result["targets"][target][what]
+    return float(after / before)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the page would change")
+    if parser.parse_args().check:
+        sys.exit(0 if PAGE.read_text() == page() else f"{PAGE} is not what {RESULTS} gives: run report.py")
+    PAGE.write_text(page())
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    main()
