@@ -25,6 +25,8 @@ them again takes no longer than what the layer waits for anyway:
 
     layer cycles = max(NPU, bytes / bandwidth of each port)      all run side by side
 
+What the array, the output unit and the ports read and write in the NPU's own buffer costs energy only (`ethos_buffer`).
+
 The formulas are those of Arm's own estimator, written anew (ethos-u-vela 5.2.0, Apache-2.0: performance model, block
 search and scheduler; where its C++ core is not published in that version, they were worked out from the numbers that it
 prints). Multiplications by zero are not skipped: pruned weights save weight and SRAM traffic only.
@@ -60,7 +62,8 @@ import numpy as np
 
 from accel_models.family import Family
 from accel_models.mapping import Steps
-from accel_models.npu.ethos_blocks import Blocks, Shram, choose_block
+from accel_models.npu.ethos_blocks import SEEN_DEPTH, Blocks, Shram, choose_block
+from accel_models.npu.ethos_buffer import buffer_bytes, kernel_steps
 from accel_models.npu.ethos_staging import Copy, cold_cycles, early_bytes, is_staged
 from accel_models.npu.ethos_weights import SCALE_BYTES, Coder, coded_bytes, scale_bytes
 from accel_models.npu.ethos_work import (
@@ -99,6 +102,7 @@ class Totals:
         moved: (rows, ports), bytes through each memory's port.
         late: when the NPU ends where it has to wait for its first or its last weights; 0 elsewhere.
         ahead: weight bytes that came under the layer before, over what `moved` counts.
+        inside: bytes read and written in the NPU's own buffer.
     """
 
     tiles: np.ndarray
@@ -106,10 +110,11 @@ class Totals:
     moved: np.ndarray
     late: np.ndarray
     ahead: np.ndarray
+    inside: np.ndarray
 
     @classmethod
     def zeros(cls, rows: int, ports: int) -> Totals:
-        return cls(np.ones(rows), np.zeros(rows), np.zeros((rows, ports)), np.zeros(rows), np.zeros(rows))
+        return cls(np.ones(rows), np.zeros(rows), np.zeros((rows, ports)), *np.zeros((3, rows)))
 
     def put_into(self, whole: Totals, rows: np.ndarray) -> None:
         for f in fields(self):
@@ -122,12 +127,14 @@ class Traffic:
 
     Attributes:
         fill, drain: cycles that a block's inputs and outputs take. read, written: bytes of the whole run.
+        wanted: bytes read, without what short bursts waste.
     """
 
     fill: np.ndarray
     drain: np.ndarray
     read: np.ndarray
     written: np.ndarray
+    wanted: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -173,7 +180,7 @@ class EthosU(Family):
         pool_cycles_per_tap: Positive
         delay_cycles: NotNegative
 
-    components = ("mac", "vector", "sram", "external")
+    components = ("mac", "vector", "buffer", "sram", "external")
     precisions = (8,)
     cliffs = 0.03
     granularities = ("channel", "weight")
@@ -184,7 +191,9 @@ class EthosU(Family):
         rate = self._output_rate(rows)
         blocked = np.flatnonzero((work.kind != NONE) & (work.kind != ELEMENTWISE))
         self._blocked(rows.take(blocked), work.take(blocked), rate[blocked]).put_into(total, blocked)
+        through = total.moved.sum(axis=1)
         self._elementwise(rows, work, rate, total)
+        inside = total.inside + 2 * (total.moved.sum(axis=1) - through)
         floor = self._floor(rows, work, rate)
         mean = np.maximum(total.cycles, floor)
         ready = np.maximum(mean, (total.moved / self._bandwidths()).max(axis=1))
@@ -196,7 +205,7 @@ class EthosU(Family):
         steps["port_bytes"][:, 0] = total.moved / total.tiles[:, None]
         elements = rows.output_elements * ((work.kind != NONE) & ~rows.is_mac)
         sram, outside = total.moved[:, 0], total.moved[:, 1:].sum(axis=1)
-        steps["accesses"][:] = np.stack([rows.macs, elements, sram, outside + total.ahead], axis=1)
+        steps["accesses"][:] = np.stack([rows.macs, elements, inside, sram, outside + total.ahead], axis=1)
         steps["kernel"][:] = work.kind
         return Steps(**steps)
 
@@ -227,7 +236,7 @@ class EthosU(Family):
         traffic = self._traffic(work, block, clipped)
         across = np.ceil(work.h / clipped.h) * np.ceil(work.w / clipped.w)
         array = self._array(work, clipped, part_kernel, rate)
-        coded, scales = self._weight_bytes(rows, work, part_kernel)
+        coded, scales, stored = self._weight_bytes(rows, work, part_kernel)
         moved = np.zeros((len(work.h), len(self.spec.ports)))
         _add_at(moved, work.home_in, traffic.read)
         _add_at(moved, work.home_out, traffic.written)
@@ -246,7 +255,10 @@ class EthosU(Family):
         late = np.where(staged & (work.cold > 0), cold_cycles(work, copy, once), 0.0)
         tiles = across * np.ceil(work.d / clipped.d)
         runs = work.repeats
-        return Totals(runs * tiles, runs * once, runs[:, None] * moved, runs * late, runs * (fetched - through))
+        steps, slice_depth = kernel_steps(work, part_kernel, SEEN_DEPTH), self.spec.parameters.micro_block[2]
+        inside = buffer_bytes(work, steps, slice_depth, traffic.wanted, stored * across)
+        ahead = runs * (fetched - through)
+        return Totals(runs * tiles, runs * once, runs[:, None] * moved, runs * late, ahead, runs * inside)
 
     def _copy(self, coded: np.ndarray, across: np.ndarray, depth: np.ndarray) -> Copy:
         """Cycles of the weights' ways into the array."""
@@ -350,10 +362,10 @@ class EthosU(Family):
         bandwidth = self._bandwidths()
         home_in, home_out = work.home_in.astype(int), work.home_out.astype(int)
         linear_row = block.in_d * np.where(work.in_d == block.in_d, block.in_w, 1)
-        waste_in = _waste(bursts[home_in], np.where(work.linear_in > 0, linear_row, SPLIT_DEPTH * block.in_w))
+        waste_in = waste(bursts[home_in], np.where(work.linear_in > 0, linear_row, SPLIT_DEPTH * block.in_w))
         whole_row = (block.d <= SPLIT_DEPTH) & (work.d == block.d)
         linear_out = np.where(whole_row, block.d * block.w, np.minimum(np.minimum(SPLIT_DEPTH * cores, 64), block.d))
-        waste_out = _waste(bursts[home_out], np.where(work.linear_out > 0, linear_out, SPLIT_DEPTH * block.w * cores))
+        waste_out = waste(bursts[home_out], np.where(work.linear_out > 0, linear_out, SPLIT_DEPTH * block.w * cores))
         area = clipped.in_h * clipped.in_w
         latency_in = np.array(parameters.read_latency_cycles, float)[home_in]
         latency_out = np.array(parameters.write_latency_cycles, float)[home_out]
@@ -361,15 +373,17 @@ class EthosU(Family):
         blocks *= np.where(work.keeps_depth, 1, np.ceil(work.d / clipped.d))
         depth_in = np.where(work.linear_in > 0, work.in_d, up(work.in_d, SPLIT_DEPTH))
         depth_out = np.where(work.linear_out > 0, work.d, up(work.d, SPLIT_DEPTH))
+        wanted = area * depth_in * work.passes * blocks
         return Traffic(
             fill=area * clipped.in_d * waste_in / bandwidth[home_in] + latency_in,
             drain=clipped.h * clipped.w * clipped.d * waste_out / bandwidth[home_out] + latency_out,
-            read=area * depth_in * work.passes * blocks * waste_in,
+            read=wanted * waste_in,
             written=work.h * work.w * depth_out * waste_out,
+            wanted=wanted,
         )
 
-    def _weight_bytes(self, rows: Columns, work: Work, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Coded weights, and scales with biases, of one run."""
+    def _weight_bytes(self, rows: Columns, work: Work, part: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Coded weights, scales with biases, and weights as decoded (padding included), of one run."""
         u_d = self.spec.parameters.micro_block[2] * self.spec.parameters.cores
         taps, depthwise = work.taps_h * work.taps_w, work.kind == DEPTHWISE
         stored_in = np.where(depthwise, 1, up(work.in_d, np.where(part, 8, 32)))
@@ -377,7 +391,7 @@ class EthosU(Family):
         real = work.d * np.where(depthwise, 1, work.in_d) * taps
         density = np.where(rows.has_weights, rows.weight_density, 1.0)
         coded = np.where(rows.has_weights, coded_bytes(stored, real, density, self.spec.parameters), 0.0)
-        return coded, np.where(rows.has_weights, scale_bytes(work.d), 0.0)
+        return coded, np.where(rows.has_weights, scale_bytes(work.d), 0.0), np.where(rows.has_weights, stored, 0.0)
 
     # Elementwise ------------------------------------------------------------------------------------------------
 
@@ -451,7 +465,7 @@ def _brick_padding(channels: np.ndarray) -> np.ndarray:
     return np.asarray(up(channels.astype(float), SPLIT_DEPTH) / np.maximum(channels, 1))
 
 
-def _waste(burst: np.ndarray, run_bytes: np.ndarray) -> np.ndarray:
+def waste(burst: np.ndarray, run_bytes: np.ndarray) -> np.ndarray:
     """Bytes moved for each byte wanted: bursts shorter than the memory's."""
     return np.asarray(burst / np.minimum(burst, run_bytes))
 

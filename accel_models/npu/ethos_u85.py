@@ -61,8 +61,9 @@ import numpy as np
 from accel_models.family import Family
 from accel_models.mapping import Steps
 from accel_models.npu.ethos_blocks import Blocks
+from accel_models.npu.ethos_buffer import buffer_bytes, kernel_steps
 from accel_models.npu.ethos_staging import Copy, Input, cold_cycles, early_bytes, is_input_copied, is_staged
-from accel_models.npu.ethos_u import npu_cycles
+from accel_models.npu.ethos_u import npu_cycles, waste
 from accel_models.npu.ethos_u85_blocks import SERVES_MATRIX, Buffers, Found, MicroBlock, candidates, find_blocks
 from accel_models.npu.ethos_weights import SCALE_BYTES, Coder, coded_bytes, scale_bytes
 from accel_models.npu.ethos_work import (
@@ -99,7 +100,7 @@ class Run:
         mac: cycles of a whole block on the array. blocks: how many, in micro-blocks.
         fill, drain: cycles of a block's inputs and outputs. read, written: bytes of the run.
         wanted: bytes read, without what short bursts waste.
-        across: blocks that read the same weights.
+        across: blocks that read the same weights. steps: over the kernel (`ethos_buffer`).
     """
 
     found: Found
@@ -112,6 +113,7 @@ class Run:
     written: np.ndarray
     wanted: np.ndarray
     across: np.ndarray
+    steps: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ class Done:
     Attributes:
         tiles: blocks. cycles: of the NPU. moved: bytes by port. late: cycles at which a layer with cold weights ends.
         sparse: boolean, whether it runs 2:4. copy_cycles, copy_moved: of copying the input first.
+        inside: bytes read and written in the NPU's own buffers.
     """
 
     tiles: np.ndarray
@@ -130,6 +133,7 @@ class Done:
     sparse: np.ndarray
     copy_cycles: np.ndarray
     copy_moved: np.ndarray
+    inside: np.ndarray
 
 
 @family("ethos_u85")
@@ -156,7 +160,7 @@ class EthosU85(Family):
         burst_bytes: Counts
         delay_cycles: Positive
 
-    components = ("mac", "vector", "sram", "external")
+    components = ("mac", "vector", "buffer", "sram", "external")
     precisions = (8,)
     cliffs = 0.02
     granularities = ("channel", "weight", "nm")
@@ -180,14 +184,16 @@ class EthosU85(Family):
         absorbed = (rows.fused > 0) & rows.is_op("add")
         kind = np.where(absorbed, NONE, work.kind)
         tiles, cycles, moved = np.ones(len(rows)), np.zeros(len(rows)), np.zeros((len(rows), ports))
-        late, macs, copying, copied = np.zeros(len(rows)), rows.macs, np.zeros(len(rows)), np.zeros_like(moved)
-        rate = self._output_rate(rows)
+        late, inside, copying = np.zeros((3, len(rows)))
+        macs, copied, rate = rows.macs, np.zeros_like(moved), self._output_rate(rows)
         at = np.flatnonzero((kind != NONE) & (kind != ELEMENTWISE))
         done = self._blocked(rows.take(at), work.take(at), rate[at])
         tiles[at], cycles[at], moved[at], late[at] = done.tiles, done.cycles, done.moved, done.late
-        copying[at], copied[at] = done.copy_cycles, done.copy_moved
+        copying[at], copied[at], inside[at] = done.copy_cycles, done.copy_moved, done.inside
         macs[at] *= np.where(done.sparse, 0.5, 1.0)
+        through = moved[:, :2].sum(axis=1)
         self._elementwise(rows, work, rate, cycles, moved)
+        inside += 2 * (moved[:, :2].sum(axis=1) - through)
         floor = self._floor(rows, work, rate, macs)
         mean = np.maximum(cycles, floor)
         ready = np.maximum(mean, (moved / self._bandwidths()).max(axis=1))
@@ -202,14 +208,14 @@ class EthosU85(Family):
         steps["port_bytes"][:, 1] = moved / tiles[:, None]
         moved = moved + copied
         elements = rows.output_elements * ((work.kind != NONE) & ~rows.is_mac)
-        steps["accesses"][:] = np.stack([macs, elements, moved[:, 0], moved[:, 1]], axis=1)
+        steps["accesses"][:] = np.stack([macs, elements, inside, moved[:, 0], moved[:, 1]], axis=1)
         steps["kernel"][:] = kind
         return Steps(**steps)
 
     def _blocked(self, rows: Columns, work: Work, rate: np.ndarray) -> Done:
         """Rows that are cut into blocks, their inputs copied to SRAM where that is worth it."""
         run = self._run(work, rate, sparse=False)
-        coded, scales = self._weight_bytes(rows, work, run)
+        coded, scales, stored = self._weight_bytes(rows, work, run)
         copying, copied = self._input_copies(work, run, coded, rate)
         if copying.any():
             work = replace(work, home_in=np.where(copying > 0, 0.0, work.home_in))
@@ -219,6 +225,7 @@ class EthosU85(Family):
         sparse = np.zeros(len(rows), bool)
         pattern = np.flatnonzero(has_24(rows, work.in_d) & ((work.kind == CONV) | (work.kind == VECTOR)))
         moved = self._moved(work, run, coded, scales, staged, npu)
+        inside = self._inside(work, run, stored)
         if len(pattern):
             part_rows, part = rows.take(pattern), work.take(pattern)
             other = self._run(part, rate[pattern], sparse=True)
@@ -228,13 +235,18 @@ class EthosU85(Family):
             moved[pattern] = np.where(faster[:, None], took, moved[pattern])
             npu[pattern] = np.where(faster, cycles, npu[pattern])
             sparse[pattern] = faster
+            inside[pattern] = np.where(faster, self._inside(part, other, stored[pattern]), inside[pattern])
         copy = self._copy(run, coded)
         late = np.where(staged & (work.cold > 0) & ~sparse, cold_cycles(work, copy, npu), 0.0)
         tiles = run.across * np.ceil(work.d / run.block.d)
         runs = work.repeats
-        return Done(
-            runs * tiles, runs * npu, runs[:, None] * moved, runs * late, sparse, copying, copied
-        )  # fmt: skip
+        moved, late = runs[:, None] * moved, runs * late
+        inside = runs * inside + 4 * (copying > 0) * work.in_h * work.in_w * work.in_d  # a copy comes and goes
+        return Done(runs * tiles, runs * npu, moved, late, sparse, copying, copied, inside)
+
+    def _inside(self, work: Work, run: Run, stored: np.ndarray) -> np.ndarray:
+        """Bytes of one run in the NPU's own buffers."""
+        return buffer_bytes(work, run.steps, run.found.u_d, run.wanted, stored * run.across)
 
     def _may_copy(self, work: Work) -> np.ndarray:
         """Boolean (rows,): a convolution that reads the network's input, all of which fits in SRAM."""
@@ -275,7 +287,7 @@ class EthosU85(Family):
     def _run(self, work: Work, rate: np.ndarray, sparse: bool) -> Run:
         """Blocks of every row and what they take on the array and on the ports."""
         part = (work.kind == CONV) & _prefers_part_kernel(work.in_d, work.taps_h * work.taps_w, sparse)
-        deep = np.full(len(work.h), 128.0 if sparse else 64.0)
+        deep = 128.0 if sparse else 64.0
         found = find_blocks(work, np.where(part, 16.0, deep), self._micros(), self._buffers())
         block = Blocks(
             np.minimum(work.h, found.block.h), np.minimum(work.w, found.block.w), np.minimum(work.d, found.block.d),
@@ -284,25 +296,18 @@ class EthosU85(Family):
         )  # fmt: skip
         slices = np.ceil(block.d / found.u_d)
         pixels = np.ceil(block.h / found.u_h) * np.ceil(block.w / found.u_w)
-        mac = self._mac_cycles(work, block, found, part, pixels, slices, sparse)
+        mac = self._mac_cycles(work, block, found, part, pixels, sparse)
         whole = np.ceil(work.h / found.u_h) * np.ceil(work.w / found.u_w) * np.ceil(work.d / found.u_d)
         across = np.ceil(work.h / block.h) * np.ceil(work.w / block.w)
-        return Run(
-            found, block, mac, whole / (pixels * slices), *self._traffic(work, found.block, block, across), across
-        )
+        traffic = self._traffic(work, found.block, block, across)
+        steps = kernel_steps(work, part, deep, 8.0 if sparse else 4.0)
+        return Run(found, block, mac, whole / (pixels * slices), *traffic, across, steps)
 
     def _mac_cycles(
-        self,
-        work: Work,
-        block: Blocks,
-        found: Found,
-        part: np.ndarray,
-        pixels: np.ndarray,
-        slices: np.ndarray,
-        sparse: bool,
+        self, work: Work, block: Blocks, found: Found, part: np.ndarray, pixels: np.ndarray, sparse: bool
     ) -> np.ndarray:
         """Cycles of one whole block on the array."""
-        parameters = self.spec.parameters
+        parameters, slices = self.spec.parameters, np.ceil(block.d / found.u_d)
         weights = np.floor(4 * found.u_d / parameters.decoders)
         pool, own = work.kind == POOL, work.kind == DEPTHWISE
         deep = ~part & ~own & ~pool
@@ -364,10 +369,10 @@ class EthosU85(Family):
         bursts = np.array(parameters.burst_bytes, float)
         home_in, home_out = work.home_in.astype(int), work.home_out.astype(int)
         linear_row = block.in_d * np.where(work.in_d == block.in_d, block.in_w, 1)
-        waste_in = _waste(bursts[home_in], np.where(work.linear_in > 0, linear_row, SPLIT_DEPTH * block.in_w))
+        waste_in = waste(bursts[home_in], np.where(work.linear_in > 0, linear_row, SPLIT_DEPTH * block.in_w))
         whole_row = (block.d <= SPLIT_DEPTH) & (work.d == block.d)
         linear_out = np.where(whole_row, block.d * block.w, np.minimum(SPLIT_DEPTH, block.d))
-        waste_out = _waste(bursts[home_out], np.where(work.linear_out > 0, linear_out, SPLIT_DEPTH * block.w))
+        waste_out = waste(bursts[home_out], np.where(work.linear_out > 0, linear_out, SPLIT_DEPTH * block.w))
         blocks = across * np.where(work.keeps_depth, 1, np.ceil(work.d / clipped.d))
         area = clipped.in_h * clipped.in_w
         depth_in = np.where(work.linear_in > 0, work.in_d, up(work.in_d, SPLIT_DEPTH))
@@ -378,8 +383,8 @@ class EthosU85(Family):
         wanted = area * depth_in * work.passes * blocks
         return fill, drain, wanted * waste_in, work.h * work.w * depth_out * waste_out, wanted
 
-    def _weight_bytes(self, rows: Columns, work: Work, run: Run) -> tuple[np.ndarray, np.ndarray]:
-        """Coded weights, and scales with biases, of one run."""
+    def _weight_bytes(self, rows: Columns, work: Work, run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Coded weights, scales with biases, and weights as decoded (padding included), of one run."""
         taps, depthwise = work.taps_h * work.taps_w, work.kind == DEPTHWISE
         part = run.found.block.in_d == 16
         stored_in = np.where(depthwise, 1, up(work.in_d, np.where(part, 16, 64)))
@@ -389,7 +394,8 @@ class EthosU85(Family):
         real = work.d * np.where(depthwise, 1, work.in_d) * taps
         density = np.where(rows.has_weights, rows.weight_density, 1.0)
         coded = np.where(rows.has_weights, coded_bytes(stored, real, density, self.spec.parameters), 0.0)
-        return coded, np.where(rows.has_weights, scale_bytes(up(work.d, SPLIT_DEPTH)), 0.0)
+        scales = np.where(rows.has_weights, scale_bytes(up(work.d, SPLIT_DEPTH)), 0.0)
+        return coded, scales, np.where(rows.has_weights, stored, 0.0)
 
     def _copy(self, run: Run, coded: np.ndarray) -> Copy:
         """Cycles of the weights' ways into the array, through their channels."""
@@ -490,8 +496,3 @@ def _depth_padding(rows: Columns) -> np.ndarray:
     """Stored over real channels of a matmul's inner and outer dims."""
     inner, outer = np.maximum(rows.c, 1).astype(float), np.maximum(rows.k, 1).astype(float)
     return np.asarray(up(inner, 64) / inner * up(outer, 16) / outer)
-
-
-def _waste(burst: np.ndarray, run_bytes: np.ndarray) -> np.ndarray:
-    """Bytes moved for each byte wanted: bursts shorter than the memory's."""
-    return np.asarray(burst / np.minimum(burst, run_bytes))
