@@ -79,6 +79,7 @@ from accel_models.mapping import Steps, choose
 from accel_models.placement import Placement
 from accel_models.registry import family
 from accel_models.sparse.csc_pe import column_words
+from accel_models.sparse.eie import channel_density
 from accel_models.sparse.row_stationary_plus import TINY, Nest, Room, Splits, Tiles, cut, mappings, pick
 from accel_models.spec import Count, Fraction, Frozen, HardwareSpec
 from workloads.columns import Columns
@@ -398,7 +399,7 @@ class EyerissV2(Family):
         mask = sparsity.mask().reshape(groups, -1, sparsity.c, sparsity.r, sparsity.s)
         counts = np.add.reduceat(mask, np.arange(0, mask.shape[1], m), axis=1, dtype=np.int32)
         words = -(-counts // self.spec.parameters.simd_width)
-        density = np.ones(groups * sparsity.c) if rows.is_depthwise[i] else _channel_density(rows, i)
+        density = np.ones(groups * sparsity.c) if rows.is_depthwise[i] else channel_density(rows, i)
         a = density.reshape(groups, 1, sparsity.c, 1, 1)
         shared = np.broadcast_to(words.mean(axis=1, keepdims=True) ** 2, words.shape)  # by PEs that see the same iacts
         work, most, alike, apart = (
@@ -467,9 +468,3 @@ def _by_pass(values: np.ndarray, c: int, taps: int, shape: tuple[int, int, int, 
     flat = sums.reshape(sums.shape[0] * sums.shape[1], -1)
     padded[: flat.shape[0], : flat.shape[1]] = flat
     return padded.reshape(shape).transpose(0, 2, 1, 3).reshape(k_rounds * c_rounds, k * chain)
-
-
-def _channel_density(rows: Columns, i: int) -> np.ndarray:
-    """Fraction of non-zeros of each input channel, (C,); the mean where the channels are not known one by one."""
-    known = rows.channel_density[i] if rows.channel_density else None
-    return known if known is not None and len(known) == rows.c[i] else np.full(int(rows.c[i]), rows.input_density[i])
