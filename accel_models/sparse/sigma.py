@@ -16,7 +16,7 @@ skipping) a port gets Binomial(u, a) values a pixel, and the longest of the queu
     deliver = N + 1 + worst backlog of `ports`, with u - 1 weights that wait when the first pixel comes
 
 Of a density all ports are alike, and those whose inputs are the same count once (at most L / u). Of an exact mask the
-inputs of every port are looked up, with the density of their channels, in up to 64 rounds; a port shares out what
+inputs of every port are looked up, with the density of their channels, in up to 32 rounds; a port shares out what
 several of its multipliers want, and ports count as the share of different inputs in all that are sent. The adder tree
 adds a cluster at any place, in log2 X levels.
 
@@ -36,8 +36,8 @@ one operation a cycle and multiplier. Energy of the networks (Benes, adder tree 
 Against STONNE 1.0 runs (SIGMA controller, 256 multipliers, 128 ports), with its controller's source as an oracle:
 within 2.5 %. Its generator zeroes a weight if rand() % 100 <= sparsity, so "0, 80, 95 %" are densities of 0.99, 0.19
 and 0.04; the last matters, since 0.05 fills a fourth round and gives a third more cycles. Against the cycle-exact
-reference (`references.inner_product`): below 1 % where zeros are delivered; two-sided skipping 1 % in the mean, and
-below 3 % of the mean over inputs (one draw of few pixels scatters by 10 %). Of a density alone, filters of fewer than 4
+reference (`references.inner_product`): below 1 % where zeros are delivered; two-sided skipping 1 % in the mean, below
+5 % of the mean over inputs (one draw of few pixels scatters by 10 %). Of a density alone, filters of fewer than 4
 u weights share inputs in a port and are priced up to 20 % too slow. Filters without any weight cost nothing here; they
 stall STONNE. The published SIGMA also drops weights whose inputs are zero for all pixels, which is not modelled.
 
@@ -67,7 +67,7 @@ WINDOW = 6.0  # terms of a renewal sum on either side of the mean count; wider c
 WIDE = 2.0  # standard deviations of a count above which the theorem is used
 FOLDS = 3.0  # the same window for the folds of one filter
 TINY = 1e-9
-PLAYED = 64  # rounds of a known mask whose ports are looked at one by one, evenly spaced where there are more
+PLAYED = 32  # rounds of a known mask whose ports are looked at one by one, evenly spaced where there are more
 
 
 @family("inner_product")
