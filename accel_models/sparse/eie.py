@@ -204,7 +204,7 @@ class Eie(Family):
         """Replace row i of `work` by what the mask and the density of each input channel give."""
         numbers, parts = self.spec.parameters, int(matrix.parts[i])
         is_turned = bool(rows.is_op("conv_transpose")[i])
-        chance = _channel_density(rows, i) * matrix.inside[i]
+        chance = channel_density(rows, i) * matrix.inside[i]
         chance = chance if is_turned else np.repeat(chance, sparsity.r * sparsity.s)
         blocks = group_blocks(sparsity, int(rows.groups[i]), is_turned)
         kept = np.concatenate([block.input_channel_counts for block in blocks])
@@ -335,7 +335,7 @@ def slice_entries(blocks: list[ExactSparsity], pes: int, parts: int, run_bits: i
     return np.stack(found)
 
 
-def _channel_density(rows: Columns, i: int) -> np.ndarray:
+def channel_density(rows: Columns, i: int) -> np.ndarray:
     """Fraction of non-zeros of each input channel, (C,); the mean where the channels are not known one by one."""
     known = rows.channel_density[i] if rows.channel_density else None
     return known if known is not None and len(known) == rows.c[i] else np.full(int(rows.c[i]), rows.input_density[i])

@@ -11,13 +11,14 @@ ports, one value a cycle and port, each port feeding X / Y multipliers. A layer 
 
 Pixels follow one another into queues in front of the ports, one a cycle, and a port hands on one value a cycle. Zero
 inputs are delivered like others (`delivers_zeros`), as the controller in STONNE does. Where they are not (two-sided
-skipping) a port gets Binomial(u, a) values a pixel, of mean r and variance w, and the longest queue of Y ports counts:
+skipping) a port gets Binomial(u, a) values a pixel, and the longest of the queues of the ports counts:
 
-    deliver = N + 1 + max(0, u - 1 + (r - 1) N + M sqrt(w N), and if r < 1 also M'^2 w / (4 (1 - r)))
+    deliver = N + 1 + worst backlog of `ports`, with u - 1 weights that wait when the first pixel comes
 
-M, M' of Y and 2 Y normal numbers: a queue ends as if it had never been empty since the load, or since the worst t
-pixels from the end, the largest of (r - 1) t + M' sqrt(w t). Ports whose inputs are the same count once (at most L /
-u). The adder tree adds a cluster at any place, in log2 X levels.
+Of a density all ports are alike, and those whose inputs are the same count once (at most L / u). Of an exact mask the
+inputs of every port are looked up, with the density of their channels, in up to 32 rounds; a port shares out what
+several of its multipliers want, and ports count as the share of different inputs in all that are sent. The adder tree
+adds a cluster at any place, in log2 X levels.
 
 Rounds. Of an exact mask they are counted by filling the array filter by filter. Of a density the number of filters in a
 round is a renewal count: with S_j the non-zeros of j filters (mean j L d, variance j L d (1 - d)),
@@ -35,10 +36,10 @@ one operation a cycle and multiplier. Energy of the networks (Benes, adder tree 
 Against STONNE 1.0 runs (SIGMA controller, 256 multipliers, 128 ports), with its controller's source as an oracle:
 within 2.5 %. Its generator zeroes a weight if rand() % 100 <= sparsity, so "0, 80, 95 %" are densities of 0.99, 0.19
 and 0.04; the last matters, since 0.05 fills a fourth round and gives a third more cycles. Against the cycle-exact
-reference (`references.inner_product`): below 1 % where zeros are delivered and L >= 16 u; two-sided skipping 2 % in
-the mean and up to 13 % where r is near 1. Filters of fewer than 4 u weights share inputs in a port and are priced up
-to 20 % too slow. Filters without any weight cost nothing here; they stall STONNE. The published SIGMA also drops
-weights whose inputs are zero for all pixels, which is not modelled.
+reference (`references.inner_product`): within 5 % where zeros are delivered; two-sided skipping 1 % in the mean, below
+5 % of the mean over inputs (one draw of few pixels scatters by 10 %). Of a density alone, filters of fewer than 4
+u weights share inputs in a port and are priced up to 20 % too slow. Filters without any weight cost nothing here; they
+stall STONNE. The published SIGMA also drops weights whose inputs are zero for all pixels, which is not modelled.
 
 Sources: Qin et al., "SIGMA: A Sparse and Irregular GEMM Accelerator with Flexible Interconnects for DNN Training", HPCA
 2020; Munoz-Martinez et al., "STONNE", IISWC 2021, github stonne-simulator/stonne (SparseSDMemory).
@@ -55,16 +56,18 @@ from accel_models.family import Family
 from accel_models.mapping import Steps
 from accel_models.placement import Placement
 from accel_models.registry import family
+from accel_models.sparse.eie import channel_density, group_blocks, inside_share
+from accel_models.sparse.ports import Arrivals, worst_backlog
 from accel_models.spec import Count, Frozen, HardwareSpec
 from workloads.columns import Columns
 from workloads.errors import ConfigError
 from workloads.exact_sparsity import ExactSparsity
-from workloads.order_statistics import largest_normal
 
 WINDOW = 6.0  # terms of a renewal sum on either side of the mean count; wider counts by the renewal theorem
 WIDE = 2.0  # standard deviations of a count above which the theorem is used
 FOLDS = 3.0  # the same window for the folds of one filter
 TINY = 1e-9
+PLAYED = 32  # rounds of a known mask whose ports are looked at one by one, evenly spaced where there are more
 
 
 @family("inner_product")
@@ -125,9 +128,9 @@ class InnerProduct(Family):
         numbers, product = self.spec.parameters, self._product(rows)
         tiles = np.maximum(np.rint(product.rounds), 1.0)  # the expected rounds as whole tiles of a little more or less
         n, nonzeros = product.pixels, product.nonzeros
-        density = np.where(numbers.delivers_zeros, 1.0, rows.input_density)
+        density = np.where(numbers.delivers_zeros, 1.0, rows.input_density * product.inside)
         latency = numbers.configure_cycles + numbers.pipeline_cycles + np.ceil(np.log2(numbers.multipliers))
-        cycles = product.rounds * (self._delivery(product, density) + latency)
+        cycles = product.rounds * (self._delivery(rows, product, density) + latency)
         steps["kernel"][at] = 0
         steps["tiles"][at, 0] = tiles
         steps["floor_cycles"][at, 0] = nonzeros * n * rows.input_density / numbers.multipliers / tiles
@@ -138,18 +141,47 @@ class InnerProduct(Family):
         steps["port_bytes"][at, 0, 0] = moved / tiles
         steps["accesses"][at] = np.stack([nonzeros * n * density, nonzeros * n * density, moved], axis=1)
 
-    def _delivery(self, product: Product, density: np.ndarray) -> np.ndarray:
+    def _delivery(self, rows: Columns, product: Product, density: np.ndarray) -> np.ndarray:
         """Cycles from the load of a round to the last delivery, (rows,), of inputs of which that share is delivered."""
         numbers, n, u = self.spec.parameters, product.pixels, product.values
-        arrive, variance = u * density, u * density * (1 - density)
-        used = np.minimum(np.ceil(product.nonzeros / product.rounds / u), np.ceil(product.length / u))
-        used = np.clip(used, 1, numbers.ports).astype(np.int64)
-        reach = largest_normal(2 * numbers.ports)[0]
-        from_start = u - 1 + (arrive - 1) * n + reach[used] * np.sqrt(variance * n)
-        slack = np.maximum(1 - arrive, TINY)
-        later = np.where(arrive < 1, reach[2 * used] ** 2 * variance / (4 * slack), 0.0)  # at t = M^2 w / (2 slack)^2
-        later = np.where(later < slack * n, later, 0.0)
-        return np.asarray(n + 1 + np.maximum(np.maximum(from_start, later), 0.0))
+        found = u * (n + 1)
+        if not numbers.delivers_zeros:
+            used = np.minimum(np.ceil(product.nonzeros / product.rounds / u), np.ceil(product.length / u))
+            used = np.clip(used, 1, numbers.ports)
+            alike = (x[:, None] for x in (u * density, u * density * (1 - density), u - 1, used))
+            found = n + 1 + worst_backlog(Arrivals(*alike), n)
+        for i, loads in enumerate(product.loads):
+            if loads is None or not len(loads.used):
+                continue
+            if not numbers.delivers_zeros or loads.shortest < 2 * self._fed:  # else some port shares no input
+                arrivals = self._arrivals(rows, i, loads, product.inside[i])
+                found[i] = n[i] + 1 + worst_backlog(arrivals, np.full(len(arrivals.mean), n[i])).mean()
+        return np.asarray(found)
+
+    @property
+    def _fed(self) -> int:
+        """Multipliers of a port."""
+        numbers = self.spec.parameters
+        return int(numbers.multipliers // numbers.ports)
+
+    def _arrivals(self, rows: Columns, i: int, loads: Loads, inside: float) -> Arrivals:
+        """What every port of the rounds of row i is sent, from its mask and the density of each channel."""
+        sparsity = rows.sparsity[i]
+        assert isinstance(sparsity, ExactSparsity)
+        is_turned, groups = bool(rows.is_op("conv_transpose")[i]), int(rows.groups[i])
+        zeros = self.spec.parameters.delivers_zeros
+        chance = np.ones(int(rows.c[i])) if zeros else channel_density(rows, i) * inside
+        chance = (chance if is_turned else np.repeat(chance, sparsity.r * sparsity.s)).reshape(groups, -1)
+        blocks = group_blocks(sparsity, groups, is_turned)
+        taps = np.concatenate([np.nonzero(block.mask().reshape(block.k, -1))[1] for block in blocks])
+        starts = np.cumsum(loads.used - loads.is_fold) - (loads.used - loads.is_fold)
+        chosen = np.unique(np.linspace(0, len(starts) - 1, PLAYED).round().astype(int))
+        kinds = np.zeros((4, len(chosen), self.spec.parameters.ports))
+        for at, load in enumerate(chosen):
+            fold = int(loads.is_fold[load])
+            mine = np.concatenate([np.full(fold, -1), taps[starts[load] : starts[load] + loads.used[load] - fold]])
+            kinds[:, at] = port_arrivals(mine, np.append(chance[loads.group[load]], 1.0), self._fed, kinds.shape[2])
+        return Arrivals(*kinds)
 
     def _product(self, rows: Columns) -> Product:
         """Every multiplying op as matrix products, one a group (or sample, or time step)."""
@@ -168,13 +200,13 @@ class InnerProduct(Family):
         rounds, folds, nonzeros = (groups * value for value in (rounds, folds, nonzeros))
         fed = np.minimum(x / self.spec.parameters.ports, length)
         values = np.clip(nonzeros / np.maximum(rounds, TINY), 1.0, fed)
+        loads: list[Loads | None] = [None] * len(rows)
         for i, sparsity in enumerate(rows.sparsity):
             if isinstance(sparsity, ExactSparsity) and rows.has_weights[i]:
                 counts = filter_counts(sparsity, int(rows.groups[i]), bool(is_turned[i]))
-                found = [count_rounds(part, x) for part in counts]
-                used = np.concatenate([part for part, _ in found])
-                rounds[i], folds[i], nonzeros[i] = len(used), sum(more for _, more in found), counts.sum()
-                values[i] = np.minimum(used, fed[i]).mean() if len(used) else 1.0
+                loads[i] = found = Loads.of(counts, x)
+                rounds[i], folds[i], nonzeros[i] = len(found.used), found.is_fold.sum(), counts.sum()
+                values[i] = np.minimum(found.used, fed[i]).mean() if len(found.used) else 1.0
         return Product(
             rounds=np.maximum(rounds, TINY) * repeats,
             values=values,
@@ -182,6 +214,8 @@ class InnerProduct(Family):
             folds=folds * repeats,
             nonzeros=nonzeros * repeats,
             pixels=np.where(is_lstm, rows.n, np.where(is_matmul, pixels, rows.n * pixels)).astype(float),
+            inside=np.where(is_turned, 1.0, 1.0 if self.spec.parameters.delivers_zeros else inside_share(rows)),
+            loads=tuple(loads),
         )
 
     def _move(self, steps: dict[str, np.ndarray], rows: Columns, at: np.ndarray) -> None:
@@ -205,7 +239,8 @@ class Product:
     Attributes:
         rounds: loads of the multipliers. folds: those that go on with a filter. nonzeros: weights loaded.
         values: that the busiest port delivers for a pixel, mean over rounds. length: weights of a filter.
-        pixels: streamed in each round.
+        pixels: streamed in each round. inside: share of the inputs under the kernel that is not halo.
+        loads: rounds counted in an exact mask, None where there is none.
     """
 
     rounds: np.ndarray
@@ -214,6 +249,50 @@ class Product:
     folds: np.ndarray
     nonzeros: np.ndarray
     pixels: np.ndarray
+    inside: np.ndarray
+    loads: tuple[Loads | None, ...]
+
+
+@dataclass(frozen=True)
+class Loads:
+    """The rounds of a known mask, all groups one after another; arrays (rounds,).
+
+    Attributes:
+        used: int64, multipliers in use. is_fold: bool, one of them holds the sum so far. group: int64, whose filters.
+        shortest: weights of the shortest filter that has any.
+    """
+
+    used: np.ndarray
+    is_fold: np.ndarray
+    group: np.ndarray
+    shortest: int
+
+    @classmethod
+    def of(cls, counts: np.ndarray, capacity: int) -> Loads:
+        """From the non-zeros of each filter, (groups, filters of one)."""
+        used, folds = zip(*(count_rounds(group, capacity) for group in counts), strict=True)
+        return cls(
+            np.concatenate(used),
+            np.concatenate(folds),
+            np.repeat(np.arange(len(counts)), [len(x) for x in used]),
+            int(counts[counts > 0].min(initial=capacity)),
+        )
+
+
+def port_arrivals(taps: np.ndarray, chance: np.ndarray, fed: int, ports: int) -> np.ndarray:
+    """Fields of `Arrivals` for every port, (4, ports), of a round whose multipliers hold these taps.
+
+    Args:
+        taps: int64 (multipliers in use,); -1 the sum so far, which is no weight. chance: (taps,), that an input is
+            delivered; the last one is the sum's. fed: multipliers of a port, served together where they share a tap.
+    """
+    port = np.arange(len(taps)) // fed
+    weights = np.bincount(port, taps >= 0, ports)
+    port, sent = np.divmod(np.unique(port * len(chance) + taps % len(chance)), len(chance))
+    share = chance[sent]
+    mean, variance = np.bincount(port, share, ports), np.bincount(port, share * (1 - share), ports)
+    apart = len(np.unique(sent)) / len(sent)  # ports that are sent the same wait alike
+    return np.stack([mean, variance, np.maximum(weights - 1, 0), apart * (np.bincount(port, minlength=ports) > 0)])
 
 
 def expected_rounds(
@@ -268,26 +347,28 @@ def _below(bound: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> np.ndar
     return np.asarray(ndtr((bound + 0.5 - mean) / np.sqrt(variance)))
 
 
-def count_rounds(counts: np.ndarray, capacity: int) -> tuple[list[int], int]:
-    """Multipliers in use in every load, for filters with these non-zeros in order, and how many loads go on with one.
+def count_rounds(counts: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray]:
+    """Multipliers in use in every load, for filters with these non-zeros in order, and which loads go on with one.
 
-    >>> count_rounds(np.array([3, 3, 3, 9]), 6)  # 3 3, 3, 6, and 3 beside the sum so far
-    ([6, 3, 6, 4], 1)
+    >>> [x.tolist() for x in count_rounds(np.array([3, 3, 3, 9]), 6)]  # 3 3, 3, 6, and 3 beside the sum so far
+    [[6, 3, 6, 4], [False, False, False, True]]
     """
     ends = np.cumsum(counts)
     used: list[int] = []
-    folds = done = start = 0
+    folds: list[bool] = []
+    done = start = 0
     while start < len(counts):
         stop = int(np.searchsorted(ends, done + capacity, side="right"))
         if stop == start:  # not even one filter
             stop, left = start + 1, int(counts[start]) - capacity
             pieces = [min(capacity - 1, left - i) for i in range(0, left, capacity - 1)]
             used += [capacity, *(1 + piece for piece in pieces)]
-            folds += len(pieces)
+            folds += [False, *(True for _ in pieces)]
         elif ends[stop - 1] > done:
             used.append(int(ends[stop - 1]) - done)
+            folds.append(False)
         done, start = int(ends[stop - 1]), stop
-    return used, folds
+    return np.array(used, np.int64), np.array(folds, bool)
 
 
 def filter_counts(sparsity: ExactSparsity, groups: int, is_turned: bool = False) -> np.ndarray:

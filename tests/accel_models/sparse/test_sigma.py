@@ -89,8 +89,8 @@ def test_counted_rounds_equal_the_reference(counts: list[int], multipliers: int,
         row[rng.permutation(40)[:count]] = 1
     used, folds = count_rounds(np.array(counts), multipliers)
     found = loads(weight, multipliers)
-    assert used == [len(load.taps) for load in found]
-    assert folds == sum(load.taps[0] < 0 for load in found)
+    assert used.tolist() == [len(load.taps) for load in found]
+    assert folds.tolist() == [load.taps[0] < 0 for load in found]
 
 
 @pytest.mark.parametrize(
@@ -115,19 +115,21 @@ def test_expected_rounds_over_masks(filters: int, length: int, density: float) -
 # ---- against the reference ------------------------------------------------------------------------------------------
 
 
-def error(machine: Target, weight: np.ndarray, inputs: np.ndarray) -> float:
-    """Of the formula with the mask, for K x L weights and (L, N) inputs."""
+def error(machine: Target, weight: np.ndarray, inputs: np.ndarray, channels: np.ndarray | None = None) -> float:
+    """Of the formula with the mask (and the density of each channel), for K x L weights and (L, N) inputs."""
     numbers = machine.spec.parameters
     played = reference(
         weight, inputs, multipliers=numbers.multipliers, ports=numbers.ports, delivers_zeros=numbers.delivers_zeros
     )
     text = f"conv c={weight.shape[1]} k={len(weight)} h={inputs.shape[1]} w=1 inputs={(inputs != 0).mean()}"
     graph = with_mask(layer_graph(text), weight[:, :, None, None] != 0)
+    if channels is not None:
+        graph = graph.with_activation_density({"input": channels.tolist()})
     return machine.simulate(graph).layer("layer").cycles / played.cycles - 1
 
 
 @given(
-    st.sampled_from([(8, 4), (16, 16), (32, 16), (32, 8)]), st.integers(1, 30), st.integers(32, 80), st.integers(1, 20),
+    st.sampled_from([(8, 4), (16, 16), (32, 16), (32, 8)]), st.integers(1, 30), st.integers(1, 80), st.integers(1, 20),
     st.floats(0.05, 1), st.integers(0, 2**32 - 1),
 )  # fmt: skip
 @settings(max_examples=30)
@@ -140,18 +142,28 @@ def test_real_deliveries_within_eight_percent(
     assert abs(error(small(*shape), weight, np.ones((length, pixels)))) < 0.08
 
 
-def test_two_sided_skipping_mean_three_percent() -> None:
-    """Its single errors reach 13 % where a port's queue neither fills nor empties."""
+def drawn(rng: np.random.Generator, spread: bool) -> tuple[Target, np.ndarray, np.ndarray, np.ndarray]:
+    """A machine, weights, inputs and the densities that the inputs were drawn with; filters and channels may differ."""
+    multipliers = int(rng.choice([16, 32]))
+    machine = small(multipliers, multipliers // int(rng.choice([1, 2, 4])), delivers_zeros=False)
+    k, length, pixels = int(rng.integers(3, 25)), int(rng.integers(32, 80)), int(rng.integers(8, 30))
+    density, share = rng.uniform(0.1, 1), rng.uniform(0.2, 1)
+    rows = rng.beta(2, 2 / density - 2, (k, 1)) if spread else np.full((k, 1), density)
+    taps = rng.beta(2, 2 / share - 2, (length, 1)) if spread else np.full((length, 1), share)
+    weight = (rng.random((k, length)) < rows).astype(float)
+    return machine, weight, (rng.random((length, pixels)) < taps).astype(float), taps[:, 0]
+
+
+@pytest.mark.parametrize("spread", [False, True], ids=["even", "uneven"])
+def test_two_sided_skipping_mean_three_percent_worst_eight(spread: bool) -> None:
     rng = np.random.default_rng(0)
     errors = []
     for _ in range(30):
-        multipliers = int(rng.choice([16, 32]))
-        machine = small(multipliers, multipliers // int(rng.choice([1, 2, 4])), delivers_zeros=False)
-        k, length, pixels = int(rng.integers(3, 25)), int(rng.integers(32, 80)), int(rng.integers(8, 30))
-        weight = (rng.random((k, length)) < rng.uniform(0.1, 1)).astype(float)
-        errors.append(error(machine, weight, (rng.random((length, pixels)) < rng.uniform(0.2, 1)).astype(float)))
+        machine, weight, inputs, taps = drawn(rng, spread)
+        errors.append(error(machine, weight, inputs, taps))
     assert np.abs(errors).mean() < 0.03
-    assert np.abs(errors).max() < 0.15
+    assert np.abs(errors).max() < 0.08
+    assert abs(np.mean(errors)) < 0.02
 
 
 def test_stonne_runs() -> None:
