@@ -258,6 +258,28 @@ def summarize(
     )
 
 
+def joined(name: str, results: Sequence[SimulationResult]) -> SimulationResult:
+    """Graphs of one layer each, priced on one machine by themselves, as one result; layers are named as written.
+
+    >>> from accel_models import target
+    >>> from accel_models.validation.workload import workload
+    >>> graphs = [workload(f"layer:conv c={c} h=8 r=3").graphs[0] for c in (4, 8)]
+    >>> [layer.name for layer in joined("two", [target("ideal").simulate(graph) for graph in graphs]).layers]
+    ['1: conv c=4 h=8 r=3', '2: conv c=8 h=8 r=3']
+    """
+    layers = [
+        dataclasses.replace(layer, name=f"{i}: {result.graph}")
+        for i, result in enumerate(results, 1)
+        for layer in result.layers
+        if layer.op != "input"
+    ]
+    precisions = sorted({result.precision for result in results})
+    notes = tuple(dict.fromkeys(note for result in results for note in result.notes))
+    return dataclasses.replace(
+        results[0], graph=name, layers=tuple(layers), precision="/".join(precisions), notes=notes
+    )
+
+
 def _error_of(graph: LayerGraph, spec: HardwareSpec) -> ErrorBars | None:
     """What is known of the machine's errors; of a graph with a single multiplying layer, those of single layers."""
     error = error_bars(spec.name, spec.file)
