@@ -95,12 +95,14 @@ def homes(
         taken: float64 (candidates, steps), bytes of the first memory that other things occupy at each step.
     """
     home = np.zeros(sizes.shape, np.int64)
-    alive = liveness.astype(float)
+    alive, is_alive = liveness.astype(float), liveness.any(axis=1)
     for level, capacity in enumerate(capacities):
         here = np.where(home == level, sizes, 0.0)
+        never_fits = (here > capacity) & is_alive  # the largest go first, so these go before all others
+        home[never_fits], here[never_fits] = level + 1, 0.0
         while True:
-            over = here @ alive > capacity - (taken if level == 0 else 0.0)  # (candidates, steps)
-            over &= here @ alive > 0
+            held = here @ alive  # (candidates, steps)
+            over = (held > capacity - (taken if level == 0 else 0.0)) & (held > 0)
             if not over.any():
                 break
             touched = (over.astype(float) @ alive.T > 0) & (here > 0)

@@ -2,8 +2,9 @@
 
 A family registers itself with `@family("name")` in its own file under `sparse/`, `npu/`, `mobile/` (or `ideal.py`); a
 machine is a YAML file in `specs/`, or in a folder that the environment variable `CODESIGN_SPECS` names (several, with
-the path separator between them). Third parties add both through entry points: group `codesign.families` names a module
-to import, group `codesign.specs` a package or folder of YAML files.
+the path separator between them; runtimes may lie beside the machines that name them). Third parties add both through
+entry points: group `codesign.families` names a module to import, group `codesign.specs` a package or folder of YAML
+files.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ def family_class(name: str) -> type[Family]:
 
 
 def spec_files() -> dict[str, Path]:
-    """Machine name to YAML file, without reading any of them; a later folder's file hides an earlier one's.
+    """Machine name to YAML file; a later folder's file hides an earlier one's.
+
+    Of the package's own none is read; of other folders all are, since runtimes may lie there, which are left out.
 
     Raises:
         ConfigError: `CODESIGN_SPECS` names something that is no folder.
@@ -72,8 +75,12 @@ def spec_files() -> dict[str, Path]:
     own = [Path(folder) for folder in os.environ.get("CODESIGN_SPECS", "").split(os.pathsep) if folder]
     if missing := [folder for folder in own if not folder.is_dir()]:
         raise ConfigError(f"CODESIGN_SPECS: {missing[0]} is no folder")
-    folders = [SPECS, *packaged, *own]
-    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+    files = [path for folder in (*packaged, *own) for path in sorted(folder.glob("*.yaml"))]
+    if files:
+        from accel_models.mobile.runtime import is_runtime
+
+        files = [path for path in files if not is_runtime(path)]
+    return {path.stem: path for path in (*sorted(SPECS.glob("*.yaml")), *files)}
 
 
 def targets() -> tuple[str, ...]:

@@ -222,33 +222,30 @@ def summarize(
 ) -> SimulationResult:
     """Arrays to a record a layer."""
     bounds = (*BOUNDS, *spec.ports)
-    lost = {
-        "useful": prices.useful_cycles,
-        "padding": prices.padding_cycles,
-        "imbalance": prices.imbalance_cycles,
-        "memory": prices.memory_cycles,
-        "launch": prices.launch_cycles,
-    }
-    rows = []
-    for i, layer in enumerate(graph.layers):
-        cycles = float(prices.cycles[i])
-        rows.append(
-            LayerPrice(
-                name=layer.name,
-                op=layer.op.value,
-                shape=layer.shape,
-                kernel=prices.kernels[prices.kernel[i]],
-                macs=layer.macs,
-                density=float(layer.sparsity.density) if layer.sparsity else 1.0,
-                cycles=cycles,
-                latency_s=float(prices.latency_s[i]),
-                lost={name: float(values[i]) for name, values in lost.items()},
-                energy_j={name: float(prices.energy_j[i, j]) for j, name in enumerate(components)},
-                traffic_bytes={name: float(prices.traffic_bytes[i, j]) for j, name in enumerate(spec.ports)},
-                utilization=float(prices.useful_cycles[i] / cycles) if cycles else 0.0,
-                bound=bounds[prices.bound[i]],
-            )
+    parts = ("useful", "padding", "imbalance", "memory", "launch")
+    lost = np.stack([getattr(prices, f"{part}_cycles") for part in parts], axis=1).tolist()
+    cycles, latency_s, kernel, bound = (
+        values.tolist() for values in (prices.cycles, prices.latency_s, prices.kernel, prices.bound)
+    )
+    energy_j, traffic_bytes, ports = prices.energy_j.tolist(), prices.traffic_bytes.tolist(), spec.ports
+    rows = [
+        LayerPrice(
+            name=layer.name,
+            op=layer.op.value,
+            shape=layer.shape,
+            kernel=prices.kernels[kernel[i]],
+            macs=layer.macs,
+            density=float(layer.sparsity.density) if layer.sparsity else 1.0,
+            cycles=cycles[i],
+            latency_s=latency_s[i],
+            lost=dict(zip(parts, lost[i], strict=True)),
+            energy_j=dict(zip(components, energy_j[i], strict=True)),
+            traffic_bytes=dict(zip(ports, traffic_bytes[i], strict=True)),
+            utilization=lost[i][0] / cycles[i] if cycles[i] else 0.0,
+            bound=bounds[bound[i]],
         )
+        for i, layer in enumerate(graph.layers)
+    ]
     return SimulationResult(
         graph=graph.name,
         target=spec.name,
@@ -258,6 +255,28 @@ def summarize(
         layers=tuple(rows),
         error=_error_of(graph, spec),
         notes=tuple(_notes(graph, converted, spec.changed)),
+    )
+
+
+def joined(name: str, results: Sequence[SimulationResult]) -> SimulationResult:
+    """Graphs of one layer each, priced on one machine by themselves, as one result; layers are named as written.
+
+    >>> from accel_models import target
+    >>> from accel_models.validation.workload import workload
+    >>> graphs = [workload(f"layer:conv c={c} h=8 r=3").graphs[0] for c in (4, 8)]
+    >>> [layer.name for layer in joined("two", [target("ideal").simulate(graph) for graph in graphs]).layers]
+    ['1: conv c=4 h=8 r=3', '2: conv c=8 h=8 r=3']
+    """
+    layers = [
+        dataclasses.replace(layer, name=f"{i}: {result.graph}")
+        for i, result in enumerate(results, 1)
+        for layer in result.layers
+        if layer.op != "input"
+    ]
+    precisions = sorted({result.precision for result in results})
+    notes = tuple(dict.fromkeys(note for result in results for note in result.notes))
+    return dataclasses.replace(
+        results[0], graph=name, layers=tuple(layers), precision="/".join(precisions), notes=notes
     )
 
 

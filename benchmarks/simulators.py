@@ -11,7 +11,7 @@ All times are process CPU time of one core; tile search, traffic and energy are 
     curve        CPU time a row as layers x candidates grow: flat where time is linear
 
 Peers run in environments of their own, made below --peers on first use (pip, minutes): ZigZag and SCALE-Sim on the
-three smallest distinct layers of ResNet-50, Arm's Vela (extra `bench`) on the whole network as an int8 file.
+three smallest distinct layers of ResNet-50, Arm's Vela on the whole network as an int8 file.
 
     python benchmarks/simulators.py [--targets NAME ...] [--candidates 1000] [--peers FOLDER | --no-peers] [--json FILE]
 """
@@ -27,7 +27,6 @@ import sys
 import time
 import venv
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,12 @@ from workloads.graph import LayerGraph, Op
 from workloads.sparsity import WeightSparsity
 from workloads.tables import table
 
-PEERS = {"zigzag": ("zigzag-dse==3.9.1", "six"), "scalesim": ("scalesim==3.0.0", "numpy<2.4")}
+ROOT = Path(__file__).parents[1]
+PEERS = {
+    "zigzag": ("zigzag-dse==3.9.1", "six"),
+    "scalesim": ("scalesim==3.0.0", "numpy<2.4"),
+    "vela": ("ethos-u-vela==5.2.0", "numpy>=2"),
+}
 OURS = {"zigzag": "systolic_ws_32x32", "scalesim": "scalesim_ws_32x32"}  # both peers run a 32x32 array here
 COLD = """
 import time
@@ -174,11 +178,11 @@ def peer_python(name: str, folder: Path) -> Path:
     return python
 
 
-def run_peer(name: str, folder: Path, layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A peer's cycles and CPU seconds of each layer."""
-    script = Path(__file__).parent / "peers" / f"{name}_layers.py"
-    given = json.dumps(layers)
-    done = subprocess.run([peer_python(name, folder), script], input=given, capture_output=True, text=True, check=False)
+def run_peer(name: str, folder: Path, script: str, *arguments: str, given: object = None) -> list[dict[str, Any]]:
+    """A peer's cycles and CPU seconds, one record a line of what its script prints; `given` goes in as JSON."""
+    command = [peer_python(name, folder), ROOT / "benchmarks" / "peers" / script, *arguments]
+    path = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, check=False, env=path)
     if done.returncode:
         raise SystemExit(f"{name}: failed\n{done.stderr[-2000:]}")
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -200,20 +204,19 @@ def beside_peers(graph: LayerGraph, folder: Path) -> list[dict[str, Any]]:
         many = Columns.concatenate([rows] * 1000)
         amortised = best_seconds(lambda m=machine, r=many: m.price(r, memo=False)) / len(many)  # type: ignore[misc]
         ours = [float(machine.facts(each).get("compute_cycles", np.zeros(1)).sum()) for each in graphs]
-        for row, cycles in zip(run_peer(peer, folder, layers), ours, strict=True):
+        for row, cycles in zip(run_peer(peer, folder, f"{peer}_layers.py", given=layers), ours, strict=True):
             ratios = {"ratio_alone": row["cpu_s"] / alone, "ratio_amortised": row["cpu_s"] / amortised}
             results.append({"peer": peer, "machine": name, **row, **ratios, "our_cycles": cycles})
     return results
 
 
-def beside_vela(graph: LayerGraph) -> dict[str, float]:
+def beside_vela(graph: LayerGraph, folder: Path) -> dict[str, float]:
     """Vela's CPU seconds and cycles for the network, and ours."""
-    from vela_peer import estimate
-
-    seconds, cycles = estimate(graph)
+    (row,) = run_peer("vela", folder, "vela_network.py", graph.name, "--accelerator", "ethos-u55-256")
     machine = target("ethos_u55_256")
     once = best_seconds(lambda: machine.simulate(graph))
-    return {"vela_s": seconds, "vela_cycles": cycles, "ours_s": once, "ours_cycles": machine.simulate(graph).cycles}
+    ours = {"ours_s": once, "ours_cycles": machine.simulate(graph).cycles}
+    return {"vela_s": row["cpu_s"], "vela_cycles": row["cycles"], **ours}
 
 
 # ---- the run --------------------------------------------------------------------------------------------------------
@@ -224,7 +227,7 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", default=targets(), metavar="NAME")
     parser.add_argument("--candidates", type=int, default=1000)
     parser.add_argument("--peers", type=Path, default=Path(".venv-peers"), help="where peers' environments are made")
-    parser.add_argument("--no-peers", action="store_true", help="do not install or run ZigZag and SCALE-Sim")
+    parser.add_argument("--no-peers", action="store_true", help="do not install or run other simulators")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     graph = table("resnet50")
@@ -257,15 +260,12 @@ def main() -> None:
                 f"{row['machine']} {row['our_cycles']:,.0f} cycles, {row['ratio_alone']:,.0f}x faster for three layers "
                 f"in a call, {row['ratio_amortised']:,.0f}x among many"
             )
-    if find_spec("ethosu"):
-        report["vela"] = vela = beside_vela(graph)
+        report["vela"] = vela = beside_vela(graph, options.peers)
         faster, off = vela["vela_s"] / vela["ours_s"], vela["ours_cycles"] / vela["vela_cycles"] - 1
         print(
             f"peer vela: ResNet-50 in {vela['vela_s']:.2f} CPU s, ours {vela['ours_s'] * 1e3:.1f} ms ({faster:,.0f}x); "
             f"cycles differ by {off:+.1%}"
         )
-    else:
-        print("peer vela: not installed (extra bench)")
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
 

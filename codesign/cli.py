@@ -31,7 +31,10 @@ app = typer.Typer(
 )
 
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Zoo name, layer graph .json, table:..., layer:..., or module:function.")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="Zoo name, layer graph .json, table:..., layer:..., layers:FILE, or module:function."
+    ),
 ]
 Weights = Annotated[Path | None, typer.Option(help="Weights to load (.safetensors).", show_default=False)]
 Pretrained = Annotated[bool, typer.Option(help="Use the known weights of the zoo model (below CODESIGN_DATA).")]

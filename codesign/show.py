@@ -6,7 +6,7 @@ import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -135,7 +135,9 @@ def simulation(
     from codesign.study import write_json
 
     ready = _prepared(subject, plan, calibrate)
-    results = [find(name, parse_changes(changes)).simulate(ready) for name in target_names]
+    if trace and len(ready) > 1:
+        raise ConfigError(f"--trace: plays one graph, {subject.name} holds {len(ready)} that do not feed each other")
+    results = [_priced(subject.name, ready, find(name, parse_changes(changes))) for name in target_names]
     for result in results:
         print(result)
     if len(results) > 1:
@@ -143,7 +145,7 @@ def simulation(
     if out:
         write_json(out, [result.to_dict() for result in results])
     if trace:
-        print(_trace(trace, ready, find(target_names[0], parse_changes(changes)), results[0]))
+        print(_trace(trace, ready[0], find(target_names[0], parse_changes(changes)), results[0]))
     if report:
         print(_report(report, results, subject))
 
@@ -159,10 +161,18 @@ def _summary(results: Sequence[SimulationResult]) -> Table:
     return table
 
 
-def _prepared(subject: Subject, plan: Path | None, calibrate: str | None) -> Any:
-    """The subject's graph after a plan and with measured activation zeros."""
+def _priced(name: str, graphs: Sequence[LayerGraph], machine: Target) -> SimulationResult:
+    """One graph, or several that do not feed each other, on a machine."""
+    from accel_models.result import joined
+
+    results = [machine.simulate(graph) for graph in graphs]
+    return results[0] if len(results) == 1 else joined(name, results)
+
+
+def _prepared(subject: Subject, plan: Path | None, calibrate: str | None) -> tuple[LayerGraph, ...]:
+    """The subject's graphs after a plan and with measured activation zeros."""
     if plan is None and calibrate is None:
-        return subject.graph
+        return subject.graphs
     from workloads.lowering import lower
 
     module, example = subject.needs_module("--plan" if plan else "--calibrate")
@@ -182,7 +192,7 @@ def _prepared(subject: Subject, plan: Path | None, calibrate: str | None) -> Any
         known = find(subject.name).preprocessing if subject.name in models() else None
         images = load(calibrate, "heldout", preprocessing=known) if known else load(calibrate, "heldout")
         batch = (images.tensor(slice(0, 32)),)
-    return lower(module, (example,), on_unknown=subject.on_unknown, calibration=batch, name=subject.name)
+    return (lower(module, (example,), on_unknown=subject.on_unknown, calibration=batch, name=subject.name),)
 
 
 def _trace(path: Path, graph: LayerGraph, machine: Target, result: SimulationResult) -> str:

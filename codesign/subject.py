@@ -27,7 +27,7 @@ class Subject:
 
     Attributes:
         name: what the user called it. module, example: None for a saved graph.
-        saved: the graph, if it was read from a file.
+        saved: the graph, if it was read from a file; of a file of layers, one for each.
         on_unknown: passed to lowering.
         weights: where the weights came from, for records.
     """
@@ -35,7 +35,7 @@ class Subject:
     name: str
     module: nn.Module | None = None
     example: Tensor | None = None
-    saved: LayerGraph | None = None
+    saved: tuple[LayerGraph, ...] = ()
     on_unknown: Literal["error", "vector"] = "error"
     weights: str = "random"
 
@@ -59,8 +59,8 @@ class Subject:
         if name.endswith(".json"):
             if weights or pretrained:
                 raise ConfigError(f"{name}: a layer graph takes no weights; lower the model with its weights instead")
-            return cls(name, saved=LayerGraph.load(Path(name)))
-        if name.startswith(("table:", "layer:")):
+            return cls(name, saved=(LayerGraph.load(Path(name)),))
+        if name.startswith(("table:", "layer:", "layers:")):
             return cls(name, saved=_written_out(name))
         if ":" in name:
             return _imported(name, weights, shape, unknown)
@@ -70,15 +70,27 @@ class Subject:
         source = str(weights) if weights else ("pretrained" if pretrained else "random")
         return cls(name, module, example_input(name), on_unknown=unknown, weights=source)
 
-    @cached_property
+    @property
     def graph(self) -> LayerGraph:
-        """Lowered once."""
-        if self.saved is not None:
+        """The one graph.
+
+        Raises:
+            ConfigError: there are several.
+        """
+        if len(self.graphs) > 1:
+            found = f"{self.name} holds {len(self.graphs)} layers that do not feed each other"
+            raise ConfigError(f"{found}, must be one graph; `codesign simulate` prices them")
+        return self.graphs[0]
+
+    @cached_property
+    def graphs(self) -> tuple[LayerGraph, ...]:
+        """Independent of each other; a module is lowered once."""
+        if self.saved:
             return self.saved
         from workloads.lowering import lower
 
         module, example = self.needs_module("lowering")
-        return lower(module, (example,), on_unknown=self.on_unknown, name=self.name)
+        return (lower(module, (example,), on_unknown=self.on_unknown, name=self.name),)
 
     def needs_module(self, command: str) -> tuple[nn.Module, Tensor]:
         """The module and example, for what a graph alone cannot do."""
@@ -87,14 +99,14 @@ class Subject:
         return self.module, self.example
 
 
-def _written_out(text: str) -> LayerGraph:
-    """The graph of `table:resnet50@int8 density=0.5` or `layer:conv c=64 k=64 h=56 r=3`."""
+def _written_out(text: str) -> tuple[LayerGraph, ...]:
+    """The graph of `table:resnet50@int8 density=0.5` or `layer:conv c=64 k=64 h=56 r=3`; those of `layers:FILE`."""
     from accel_models.validation.workload import workload
 
-    found = workload(text)
+    found = workload(text, Path.cwd())
     if found.layer:
         raise ConfigError(f"{text}: #{found.layer} picks one layer's price, a simulation shows them all; leave it away")
-    return found.graphs[0]
+    return found.graphs
 
 
 def _imported(name: str, weights: Path | None, shape: str | None, on_unknown: Literal["error", "vector"]) -> Subject:

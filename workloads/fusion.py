@@ -1,5 +1,6 @@
-"""What changes drafts after the walk: batch norms fold into their producer, activations attach to it, additions are
-marked as absorbable, and what nothing reads is dropped.
+"""What changes drafts after the walk: zeros that are padded before convolutions become their padding, as in every file
+that a network is deployed from; batch norms fold into their producer, activations attach to it, additions are marked as
+absorbable, and what nothing reads is dropped.
 
 A layer counts as read by the outside where it is an output of the network: such a layer absorbs nothing.
 """
@@ -20,7 +21,7 @@ ACTIVATES = FOLDS | {Op.MATMUL, Op.ADD, Op.MUL, Op.NORM, Op.MAX_POOL, Op.AVG_POO
 
 def fuse(drafts: list[Draft], outputs: list[Draft]) -> tuple[list[Draft], list[Draft]]:
     """The drafts that remain, in running order, and the outputs; drafts are changed in place."""
-    drafts = _reachable(drafts, outputs)
+    drafts = _without_pads(_reachable(drafts, outputs), outputs)
     drafts, outputs = _redirected(drafts, outputs, _fold_norms(drafts, outputs))
     drafts, outputs = _redirected(drafts, outputs, _attach_activations(drafts, outputs))
     _mark_additions(drafts, outputs)
@@ -53,6 +54,44 @@ def _only_reader(drafts: list[Draft], outputs: list[Draft]) -> dict[Draft, Draft
         for item in draft.inputs:
             readers[item].append(draft)
     return {item: found[0] for item, found in readers.items() if len(found) == 1 and item not in set(outputs)}
+
+
+# ---- padding ---------------------------------------------------------------------------------------------------------
+
+
+def _without_pads(drafts: list[Draft], outputs: list[Draft]) -> list[Draft]:
+    """Without the pads of zeros in height and width that convolutions alone read: these pad by themselves."""
+    readers: dict[Draft, list[Draft]] = defaultdict(list)
+    for draft in drafts:
+        for item in draft.inputs:
+            readers[item].append(draft)
+    kept = []
+    for draft in reversed(drafts):  # of pads one after another the last goes first
+        found = readers[draft]
+        if draft not in outputs and _pads_image(draft) and found and all(reader.op is Op.CONV for reader in found):
+            (source,) = draft.inputs
+            for reader in found:
+                _pad_more(reader, draft)
+            readers[source] = [reader for reader in readers[source] if reader is not draft] + found
+        else:
+            kept.append(draft)
+    return kept[::-1]
+
+
+def _pads_image(draft: Draft) -> bool:
+    """Whether it pads zeros, and neither samples nor channels."""
+    if draft.op is not Op.PAD or draft.attributes["mode"] != "constant" or draft.attributes.get("value", 0.0) != 0:
+        return False
+    return not any((*draft.attributes["before"][:2], *draft.attributes["after"][:2]))
+
+
+def _pad_more(conv: Draft, pad: Draft) -> None:
+    """A convolution that reads what the pad reads, with the pad's widths added to its own."""
+    (top, left), (bottom, right) = ((*pad.attributes[end][2:], 0)[:2] for end in ("before", "after"))
+    padding = zip(conv.dims["padding"], (top, bottom, left, right), strict=True)
+    size = {"in_h": conv.dims["in_h"] - top - bottom, "in_w": conv.dims["in_w"] - left - right}
+    conv.dims = {**conv.dims, **size, "padding": tuple(own + more for own, more in padding)}
+    conv.inputs = [pad.inputs[0]]
 
 
 # ---- batch norms -----------------------------------------------------------------------------------------------------

@@ -105,8 +105,8 @@ class MobileCPU(Family):
         """What runs, on which cores, and the costs that belong to this runtime on this device.
 
         Attributes:
-            runtime: name of a file in `runtimes/`, or the path of one's own (ends in .yaml), from the machine file's
-                folder or the current one.
+            runtime: name of a file in `runtimes/` or beside the machine file, or the path of one's own (ends in
+                .yaml), from the machine file's folder or the current one.
             threads: how many run; one a core, clusters in the order of the list.
             clusters: fastest first, each with its kind of core (a name in `cores.yaml`, or written out).
             product_efficiency: of the inner loops of dense products and direct convolutions: cycles by counting their
@@ -264,7 +264,7 @@ def _mistakes(spec: HardwareSpec) -> Iterator[str]:
 def _runtime(spec: HardwareSpec) -> Runtime:
     """The runtime that a machine names."""
     try:
-        return load_runtime(spec.parameters.runtime, Path(spec.file).parent if spec.file else Path())
+        return load_runtime(spec.parameters.runtime, Path(spec.file).parent if spec.file else None)
     except ConfigError as error:
         raise ConfigError(f"{spec.name}: parameters.runtime: {error}") from error
 

@@ -298,21 +298,35 @@ def runtimes() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 
 
-def load_runtime(name: str, beside: Path = Path()) -> Runtime:
+def is_runtime(path: Path) -> bool:
+    """Whether a YAML file describes a runtime: it, or what it is based on, has kernels and is of no family of machines.
+
+    A file that cannot be read is none.
+    """
+    try:
+        data = read_machine(path, library=FOLDER)
+    except ConfigError:
+        return False
+    return "kernels" in data and "family" not in data
+
+
+def load_runtime(name: str, beside: Path | None = None) -> Runtime:
     """The runtime of that name, or of a YAML file if `name` ends in .yaml.
 
     Args:
-        name: one of `runtimes()`, or a path.
+        name: one of `runtimes()`, of a runtime file `NAME.yaml` in the folder `beside` (which comes first), or a path.
         beside: folder that a path starts from; where there is no such file, from the current folder.
 
     Raises:
         ConfigError: unknown name, or a file that cannot be read or is wrong; lists every mistake with its field.
     """
     if not name.endswith((".yaml", ".yml")):
+        if beside and is_runtime(own := beside / f"{name}.yaml"):
+            return _read(own)
         if name not in runtimes():
             raise unknown_name("runtime", name, runtimes())
         return _packaged(name)
-    places = [folder / name for folder in (beside, Path())]
+    places = [folder / name for folder in (beside or Path(), Path())]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         raise ConfigError(f"no file {' or '.join(dict.fromkeys(str(place.absolute()) for place in places))}")

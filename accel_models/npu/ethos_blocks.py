@@ -89,7 +89,7 @@ def choose_block(work: Work, part_kernel: np.ndarray, shram: Shram) -> Blocks:
     shapes, part = seen.take(first), part_kernel[first]
     chosen = np.zeros((6, len(first)))
     low = 0.0
-    for high in HEIGHT_CLASSES:  # few heights for low outputs; similar layers together
+    for high in HEIGHT_CLASSES if len(first) > SUB_ROWS else HEIGHT_CLASSES[-1:]:  # few heights for low outputs
         at = np.flatnonzero((shapes.stripe > low) & (shapes.stripe <= high))
         at = at[np.lexsort((shapes.d[at], shapes.in_h[at] == ENDLESS, shapes.step_w[at], shapes.reach_w[at]))]
         for start in range(0, len(at), SUB_ROWS):

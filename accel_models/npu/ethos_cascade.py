@@ -24,6 +24,7 @@ Works on many candidates of one graph at once, layer after layer. Source: cascad
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -38,16 +39,47 @@ SCALE_BYTES = 10  # of a channel
 
 
 @dataclass(frozen=True)
-class Chain:
-    """Candidates whose chain runs over the same layers: rows of the candidates, positions of the layers."""
+class Heights:
+    """What decides how high stripes may be, float64 (candidates or chains, layers).
+
+    Attributes:
+        p: output rows. step, reach: rows between windows, of one window. in_h: input rows.
+        row_bytes: of one input row. weights: bytes.
+    """
+
+    p: np.ndarray
+    step: np.ndarray
+    reach: np.ndarray
+    in_h: np.ndarray
+    row_bytes: np.ndarray
+    weights: np.ndarray
+
+    def take(self, at: tuple[Any, ...]) -> Heights:
+        """A part, by an index."""
+        return Heights(self.p[at], self.step[at], self.reach[at], self.in_h[at], self.row_bytes[at], self.weights[at])
+
+    def rolling(self, stripe: np.ndarray | float) -> np.ndarray:
+        """Bytes of the buffer before each layer, which makes `stripe` rows and the one before `step` times as many."""
+        needed = np.minimum((stripe - 1) * self.step + self.reach, self.in_h)
+        return np.asarray(up(stripe * self.step + needed, needed) * self.row_bytes)
+
+
+@dataclass(frozen=True)
+class Chains:
+    """Chains of as many layers, of any candidates.
+
+    Attributes:
+        candidates: of each chain, (chains,). layers: their positions, (chains, layers). heights: of these.
+    """
 
     candidates: np.ndarray
-    layers: tuple[int, ...]
+    layers: np.ndarray
+    heights: Heights
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How a chain is cut into cascades, arrays of shape (candidates, layers of the chain).
+    """How chains are cut into cascades, arrays of shape (chains, layers).
 
     Attributes:
         stripe: output rows at a time. cascade: number of the cascade that a layer is in. bytes: that it occupies.
@@ -64,12 +96,17 @@ class Cut:
     @property
     def is_last(self) -> np.ndarray:
         """Boolean: the cascade's output leaves it here."""
-        return np.asarray(np.pad(self.cascade[:, 1:] != self.cascade[:, :-1], ((0, 0), (0, 1)), constant_values=True))
+        last = np.ones(self.cascade.shape, bool)
+        last[:, :-1] = self.cascade[:, 1:] != self.cascade[:, :-1]
+        return last
 
     @property
     def is_alone(self) -> np.ndarray:
         """Boolean: a cascade of one layer, which runs whole."""
-        return np.asarray(self.is_last & np.pad(self.is_last[:, :-1], ((0, 0), (1, 0)), constant_values=True))
+        last = self.is_last
+        alone = last.copy()
+        alone[:, 1:] &= last[:, :-1]
+        return alone
 
 
 @placement_rule("ethos_u", "ethos_u85")
@@ -100,13 +137,13 @@ class _Graphs:
         self.topology, self.capacity = topology, capacity
         self.shape = (-1, len(topology.first))
         self.stored = self._of(rows.output_elements / np.maximum(rows.k, 1) * up(rows.k.astype(float), SPLIT_DEPTH))
-        self.weights = self._of(
-            np.where(rows.has_weights, rows.weight_elements + SCALE_BYTES * rows.k, 0).astype(float)
-        )
-        self.p, self.in_h, self.step = (self._of(x.astype(float)) for x in (rows.p, rows.in_h, rows.stride_h))
         window = rows.is_op("conv", "max_pool", "avg_pool")
-        self.reach = self._of(np.where(window, (rows.r - 1) * rows.dilation_h + 1, 1).astype(float))
-        self.step = np.where(self._of(window), self.step, 1.0)
+        step = np.where(window, rows.stride_h, 1)
+        reach = np.where(window, (rows.r - 1) * rows.dilation_h + 1, 1)
+        weights = np.where(rows.has_weights, rows.weight_elements + SCALE_BYTES * rows.k, 0)
+        p, step, reach, in_h, weights = (self._of(x.astype(float)) for x in (rows.p, step, reach, rows.in_h, weights))
+        row_bytes = self.stored[:, topology.first] / np.maximum(in_h, 1)
+        self.heights = Heights(p, step, reach, in_h, row_bytes, weights)
         self.leaves = self._of(rows.to_output)[0] > 0
         self.runs = self._of(rows.is_mac | rows.is_vector | rows.is_move)[0]
         self.can = self._of(rows.is_op(*CASCADED))[0] & (self._of(rows.p)[0] > 1)
@@ -128,8 +165,8 @@ class _Graphs:
         sizes = np.where(self.runs & ~self.leaves, self.stored, 0.0)
         fixed = np.full(self.stored.shape, -1)
         fixed[:, ~self.runs | self.leaves] = last
-        for chain in self._chains():
-            cut, at = self._cut_to_fit(chain), np.ix_(chain.candidates, np.array(chain.layers))
+        for chains in self._chains():
+            cut, at = self._cut_to_fit(chains), (chains.candidates[:, None], chains.layers)
             runs_whole = cut.is_alone
             stripe[at] = np.where(runs_whole, 0, cut.stripe)
             taken[at] = np.where(runs_whole, 0.0, cut.bytes)
@@ -140,79 +177,69 @@ class _Graphs:
         other = np.where(topology.other >= 0, home[:, topology.other], first)
         return Placement(first.ravel(), other.ravel(), home.ravel(), stripe.ravel())
 
-    def _chains(self) -> list[Chain]:
-        """Chains, candidates with the same one together."""
-        reads = self._sizes_read()
-        previous, start = -1, np.arange(len(self.runs)) * np.ones((len(self.stored), 1), int)
-        held = self.weights.copy()
-        for layer in np.flatnonzero(self.runs & ~self.absorbed).tolist():
-            if previous >= 0 and self._follows(previous, layer):
-                buffer = self._rolling(slice(None), layer, self.step[:, layer], np.ones(len(held)))
-                buffer = buffer + self.weights[:, layer]
-                goes_on = reads[:, layer] + self.stored[:, layer] >= self.capacity
-                goes_on &= held[:, previous] + buffer <= self.capacity
-                start[:, layer] = np.where(goes_on, start[:, previous], layer)
-                held[:, layer] = np.where(goes_on, held[:, previous] + buffer, held[:, layer])
-            previous = layer
+    def _chains(self) -> list[Chains]:
+        """Chains, those of as many layers together."""
+        order = np.flatnonzero(self.runs & ~self.absorbed)
+        before, after = order[:-1], order[1:]
+        pairs = self._follows(before, after)
+        before, after = before[pairs], after[pairs]
+        one_row = self.heights.take((slice(None), after))
+        buffers = one_row.rolling(1.0) + one_row.weights
+        overflows = self.stored[:, self.topology.first[after]] + self.stored[:, after] >= self.capacity
+        start = np.tile(np.arange(len(self.runs)), (len(self.stored), 1))
+        held = self.heights.weights.copy()
+        for i in np.flatnonzero(overflows.any(axis=0)):
+            previous, layer = before[i], after[i]
+            longer = held[:, previous] + buffers[:, i]
+            goes_on = overflows[:, i] & (longer <= self.capacity)
+            start[:, layer] = np.where(goes_on, start[:, previous], layer)
+            held[:, layer] = np.where(goes_on, longer, held[:, layer])
         return self._grouped(start)
 
-    def _grouped(self, start: np.ndarray) -> list[Chain]:
+    def _grouped(self, start: np.ndarray) -> list[Chains]:
         """Chains of more than one layer from the layer that each layer's chain starts with."""
         order = np.flatnonzero(self.runs & ~self.absorbed)
         patterns, which = np.unique(start[:, order], axis=0, return_inverse=True)
-        found: dict[tuple[int, ...], list[np.ndarray]] = {}
+        found: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
         for number, begins in enumerate(patterns):
             candidates = np.flatnonzero(which.ravel() == number)
             for begin in np.unique(begins[begins != order]):
-                found.setdefault(tuple(order[begins == begin].tolist()), []).append(candidates)
-        return [Chain(np.concatenate(parts), layers) for layers, parts in found.items()]
+                layers = order[begins == begin]
+                found.setdefault(len(layers), []).append((candidates, np.tile(layers, (len(candidates), 1))))
+        chains = (map(np.concatenate, zip(*parts, strict=True)) for parts in found.values())
+        return [Chains(at, layers, self.heights.take((at[:, None], layers))) for at, layers in chains]
 
-    def _sizes_read(self) -> np.ndarray:
-        """Bytes of each layer's first input."""
-        return np.where(self.topology.first >= 0, self.stored[:, self.topology.first], 0.0)
+    def _follows(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+        """Whether layers may run interleaved with the ones before them: they alone read those ones' outputs."""
+        first, other = self.topology.first, self.topology.other
+        read = np.concatenate([first[first >= 0], other[other >= 0]])
+        readers = np.bincount(read, minlength=len(first))
+        is_only = (first[after] == before) & (readers[before] == 1) & ~self.leaves[before]
+        return np.asarray(self.can[before] & self.can[after] & is_only)
 
-    def _follows(self, before: int, layer: int) -> bool:
-        """Whether a layer may run interleaved with the one before it: it alone reads that one's output."""
-        topology = self.topology
-        readers = np.count_nonzero(topology.first == before) + np.count_nonzero(topology.other == before)
-        is_first = topology.first[layer] == before
-        return bool(self.can[before] and self.can[layer] and is_first and readers == 1 and not self.leaves[before])
-
-    def _rolling(self, at: np.ndarray | slice, layer: int, made: np.ndarray, stripe: np.ndarray) -> np.ndarray:
-        """Bytes of the buffer between a layer and the one before it, which makes `made` rows at a time."""
-        in_h = self.in_h[at, layer]
-        needed = np.minimum((stripe - 1) * self.step[at, layer] + self.reach[at, layer], in_h)
-        row_bytes = self.stored[at, self.topology.first[layer]] / np.maximum(in_h, 1)
-        return np.asarray(up(made + needed, needed) * row_bytes)
-
-    def _cut_to_fit(self, chain: Chain) -> Cut:
-        """The chain with the highest stripe that needs no more cuts than one of two rows."""
-        rows = self.p[chain.candidates, chain.layers[-1]]
+    def _cut_to_fit(self, chains: Chains) -> Cut:
+        """Every chain with the highest stripe that needs no more cuts than one of two rows."""
+        rows = chains.heights.p[:, -1]
         low, high = np.minimum(2.0, rows), np.maximum(np.floor((rows + 1) / 2), np.minimum(2.0, rows))
-        most = self._cut(chain, low).count
+        most = self._cut(chains, low).count
         while (low < high).any():
             middle = np.ceil((low + high) / 2)
-            fits = self._cut(chain, middle).count <= most
+            fits = self._cut(chains, middle).count <= most
             low, high = np.where(fits, middle, low), np.where(fits, high, middle - 1)
-        return self._cut(chain, low)
+        return self._cut(chains, low)
 
-    def _cut(self, chain: Chain, stripe: np.ndarray) -> Cut:
-        """Cascades for a given stripe of the last layer: each goes on as long as its buffers fit."""
-        at, layers = chain.candidates, chain.layers
-        heights, between = np.empty((len(at), len(layers))), np.zeros((len(at), len(layers)))
-        for i in range(len(layers) - 1, -1, -1):
-            heights[:, i] = np.minimum(stripe, self.p[at, layers[i]])
-            made = stripe * self.step[at, layers[i]]
-            if i > 0:
-                between[:, i] = self._rolling(at, layers[i], made, stripe)
-            stripe = made
-        weights = self.weights[at[:, None], list(layers)]
-        cascade, held = np.zeros(heights.shape, int), weights.copy()
-        for i in range(1, len(layers)):
+    def _cut(self, chains: Chains, stripe: np.ndarray) -> Cut:
+        """Cascades for a given stripe of the last layer of each chain: one goes on as long as its buffers fit."""
+        heights, length = chains.heights, chains.layers.shape[1]
+        stripes = np.repeat(stripe[:, None], length, axis=1)
+        stripes[:, :-1] *= np.cumprod(heights.step[:, :0:-1], axis=1)[:, ::-1]
+        between, weights = heights.rolling(stripes), heights.weights
+        cascade, held = np.zeros(stripes.shape, int), weights.copy()
+        for i in range(1, length):
             longer = held[:, i - 1] + between[:, i] + weights[:, i]
             fits = longer <= self.capacity
             held[:, i] = np.where(fits, longer, weights[:, i])
             cascade[:, i] = cascade[:, i - 1] + ~fits
-        for i in range(len(layers) - 2, -1, -1):
+        for i in range(length - 2, -1, -1):
             held[:, i] = np.where(cascade[:, i] == cascade[:, i + 1], held[:, i + 1], held[:, i])
-        return Cut(heights, cascade, held)
+        return Cut(np.minimum(stripes, heights.p), cascade, held)

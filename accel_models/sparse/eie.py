@@ -56,6 +56,7 @@ from workloads.exact_sparsity import ExactSparsity
 PORTS = ("weight_sram", "pointer_sram", "activation_sram", "dram")
 KERNELS = ("resident", "streamed", "elementwise", "none")
 SHORTEST_QUEUE = 4  # below, the delay hangs on single columns and `queues` does not hold
+TABLED_TOGETHER = 8  # slice lengths by which tables grow: one of all lengths takes milliseconds
 
 
 @family("eie")
@@ -162,23 +163,23 @@ class Eie(Family):
             is_streamed=is_streamed,
         )
 
-    def _classes(self, k: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        """(rows of a column in a PE, number of such PEs), for the PEs with one row less and one row more."""
-        pes = self.spec.parameters.pes
-        low = np.floor(k / pes)
-        more = k - low * pes
-        return [(low, pes - more), (low + 1, more)]
-
-    def _slice(self, length: np.ndarray, density: np.ndarray) -> Slice:
+    def _classes(self, k: np.ndarray, density: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, Slice]]:
+        """(rows of a column in a PE, number of such PEs, what one holds), for PEs with a row less and a row more."""
         numbers = self.spec.parameters
-        return Slice.of(length, density, numbers.run_bits, numbers.accumulators + 1)
+        low = np.floor(k / numbers.pes)
+        more = k - low * numbers.pes
+        longest = int(low.max(initial=0)) // TABLED_TOGETHER * TABLED_TOGETHER + TABLED_TOGETHER
+        return [
+            (length, units, Slice.of(length, density, numbers.run_bits, min(longest, numbers.accumulators + 1)))
+            for length, units in ((low, numbers.pes - more), (low + 1, more))
+        ]
 
     def _column_entries(self, k: np.ndarray, density: np.ndarray) -> Work:
         """Of one column of k random weights in all PEs, as a `Work` of one broadcast."""
         numbers = self.spec.parameters
-        parts = [(units, self._slice(length, density)) for length, units in self._classes(k)]
+        parts = self._classes(k, density)
         entries, occupied, mean = (
-            sum(units * getattr(part, name) for units, part in parts) for name in ("entries", "occupied", "mean")
+            sum(units * getattr(part, name) for _, units, part in parts) for name in ("entries", "occupied", "mean")
         )
         per_word = numbers.weight_read_bits / numbers.entry_bits
         words = (entries + occupied * (per_word - 1)) / per_word
@@ -189,8 +190,7 @@ class Eie(Family):
         numbers, n = self.spec.parameters, matrix.broadcasts
         one = self._column_entries(matrix.k, matrix.density)
         slowest = n * one.mean
-        for length, units in self._classes(matrix.k):
-            part = self._slice(length, matrix.density)
+        for length, units, part in self._classes(matrix.k, matrix.density):
             late = finish(n, part, units, length, numbers.fifo_depth, numbers.pes)
             slowest = np.maximum(slowest, late)
         stored = one.entries * matrix.columns * matrix.parts

@@ -86,27 +86,28 @@ def slice_table(longest: int, run_bits: int) -> np.ndarray:
     slice has if nothing follows it.
     """
     d = (np.arange(GRID + 1) / GRID) ** 2
-    states = np.zeros((2**run_bits, 4, GRID + 1))
-    states[0, 0] = 1.0  # moment 0: nothing seen yet, no entry
-    ended = np.stack([np.ones_like(d), *np.zeros((3, GRID + 1))])  # moments at the last non-zero
-    rows: list[np.ndarray] = []
-    for _ in range(longest + 1):
-        mean, square, cube = ended[1], ended[2], ended[3]
-        empty = (1 - d) ** len(rows)
-        service, squared, cubed = mean + empty, square + empty, cube + empty
-        variance = np.maximum(squared - service**2, 0.0)
-        rows.append(np.stack([mean, 1 - empty, service, variance, cubed - 3 * service * variance - service**3]))
+    dropped, runs = 1 - d, 2**run_bits
+    store = np.zeros((runs + longest, 4, GRID + 1))  # the states are `runs` rows of it, a row earlier with each weight
+    store[longest, 0] = 1.0  # moment 0: nothing seen yet, no entry
+    ended = np.zeros((longest + 1, 4, GRID + 1))  # moments at the last non-zero
+    ended[0, 0] = 1.0
+    for weights, start in enumerate(range(longest, 0, -1)):
+        states = store[start : start + runs]
         counted = _one_more(states.sum(axis=0) * d)
-        ended = ended * (1 - d) + counted
-        passed = states * (1 - d)
-        states = np.concatenate([(counted + _one_more(passed[-1]))[None], passed[:-1]])
-    return np.ascontiguousarray(np.stack(rows).transpose(0, 2, 1).reshape(-1, 5))
+        ended[weights + 1] = ended[weights] * dropped + counted
+        states *= dropped
+        store[start - 1] = counted + _one_more(states[-1])
+    empty = np.stack([dropped**weights for weights in range(longest + 1)])
+    mean, service, squared, cubed = ended[:, 1], *(ended[:, moment] + empty for moment in (1, 2, 3))
+    variance = np.maximum(squared - service**2, 0.0)
+    third = cubed - 3 * service * variance - service**3
+    return np.stack([mean, 1 - empty, service, variance, third], axis=-1).reshape(-1, 5)
 
 
 def _one_more(moments: np.ndarray) -> np.ndarray:
     """Raw moments 0..3 of a count that has grown by one."""
     zero, one, two, three = moments
-    return np.stack([zero, one + zero, two + 2 * one + zero, three + 3 * two + 3 * one + zero])
+    return np.array([zero, one + zero, two + 2 * one + zero, three + 3 * two + 3 * one + zero])
 
 
 def finish(

@@ -14,7 +14,8 @@ outputs n pad activation` (of `linear` only `c k n density inputs outputs activa
 h, s = r, r = stride = groups = n = 1, density = inputs = 1 (`inputs` is the density of its input without padding), and
 pad = `same` (output = input / stride, rounded up); `valid` is no padding, a number pads every side by that much;
 `outputs`, the density of its output, is unknown unless given. **Layers** are one such line each in a text file beside
-the rows, or of the package (# starts a comment); they do not feed each other.
+the rows (of `codesign simulate`: in the current folder) or of the package (# starts a comment); they do not feed each
+other.
 
 `@int8`, `@fp16` or `@fp32` sets the precision; without it a network is fp32, which a machine converts to its own.
 """
@@ -135,7 +136,7 @@ def _layer(text: str, what: str, _: Path) -> Workload:
 def _layers(text: str, what: str, folder: Path) -> Workload:
     path = next((path for path in (folder / what, FOLDER / what) if path.is_file()), None)
     if path is None:
-        raise ConfigError(f"no file {what!r} beside the rows, in {folder}")
+        raise ConfigError(f"no file {what!r} in {folder}")
     graphs, wrong = [], []
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if written := line.partition("#")[0].strip():

@@ -16,6 +16,8 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
+from accel_models import target
+from accel_models.validation.workload import layer_graph
 from codesign import cli
 from tests.accel_models.validation import builders
 from workloads.models import build
@@ -89,6 +91,24 @@ class TestQuickCommands:
         code, _, error = run(monkeypatch, capsys, "simulate", "table:resnet18#conv1", "--target", "ideal")
         assert code == 2
         assert "leave it away" in error
+
+    def test_a_file_of_layers_is_priced_a_layer_by_itself(self, monkeypatch, capsys, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+        monkeypatch.chdir(tmp_path)
+        words = ("conv c=64 k=32 h=8 r=3", "linear@int8 c=512 k=10")
+        Path("mine.txt").write_text(f"# of my board\n{words[0]}\n\n{words[1]}  # the last\n")
+        names = ("--target", "ethos_u65_256", "--target", "eie")
+        code, out, _ = run(monkeypatch, capsys, "simulate", "layers:mine.txt", *names, "--json", "r.json")
+        assert code == 0
+        assert "layers:mine.txt on Arm Ethos-U65-256" in out
+        for result in json.loads(Path("r.json").read_text()):
+            machine = target(result["target"])
+            alone = [machine.simulate(layer_graph(text)) for text in words]
+            assert [layer["name"] for layer in result["layers"]] == [f"1: {words[0]}", f"2: {words[1]}"]
+            assert [layer["cycles"] for layer in result["layers"]] == [each.cycles for each in alone]
+        assert run(monkeypatch, capsys, "simulate", "layers:none.txt", "--target", "eie")[0] == 2
+        code, _, error = run(monkeypatch, capsys, "lower", "layers:mine.txt")
+        assert code == 2
+        assert "holds 2 layers that do not feed each other" in error
 
     def test_several_targets_end_in_a_summary(self, monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
         names = ("--target", "ideal", "--target", "tpu_v1", "--target", "eyeriss_v1")

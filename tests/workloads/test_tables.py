@@ -7,19 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from torch import nn
 
 from workloads import tables as package
 from workloads.errors import ConfigError
-from workloads.graph import Op
-from workloads.lowering import lower, lower_with_weights
-from workloads.models import build, example_input, find
-from workloads.reference import run
+from workloads.models import find
 from workloads.tables import FOLDER, table, tables
-from workloads.tables.make import MODELS, fold_padding, main, make_table
+from workloads.tables.make import MODELS, main, make_table
 
 # Multiply-accumulates of one image in millions, as papers and model cards print them; some cut off what follows.
 PUBLISHED_MACS = {
@@ -92,51 +86,6 @@ def test_halved_inner_channels_leave_the_first_block_and_the_outside_alone() -> 
     for whole, half in zip(table("mobilenet_v2"), table("mobilenet_v2_width50"), strict=True):
         inner = whole.is_depthwise or whole.name.endswith("conv.0.0")
         assert half.k == (whole.k // 2 if inner and not whole.name.startswith("features.1.") else whole.k), whole.name
-
-
-class TestPadding:
-    """Zeros before a convolution become its padding; the answers stay."""
-
-    def test_resnet8_pads_right_and_bottom_in_the_convolution(self) -> None:
-        net = table("resnet8")
-        assert all(layer.op is not Op.PAD for layer in net)
-        assert net["block2.conv1"].padding == (0, 1, 0, 1)
-        assert (net["block2.conv1"].in_h, net["block2.conv1"].inputs) == (32, ("block1.add",))
-
-    @pytest.mark.parametrize("name", ["ds_cnn", "resnet8"])
-    def test_the_answers_are_the_same(self, name: str) -> None:
-        x = example_input(name)
-        graph, weights = lower_with_weights(build(name), x)
-        folded = fold_padding(graph)
-        assert len(folded) < len(graph)
-        assert folded.macs == graph.macs
-        np.testing.assert_allclose(run(folded, weights, x), run(graph, weights, x), rtol=1e-5, atol=1e-6)
-
-    @pytest.mark.parametrize(
-        ("pad", "why"),
-        [
-            (nn.ReflectionPad2d(1), "no zeros"),
-            (nn.ConstantPad2d(1, 2.0), "no zeros"),
-            (nn.ConstantPad3d((0, 0, 0, 0, 1, 1), 0.0), "pads channels"),
-        ],
-    )
-    def test_other_pads_stay(self, pad: nn.Module, why: str) -> None:
-        channels = 6 if why == "pads channels" else 4
-        graph = lower(nn.Sequential(pad, nn.Conv2d(channels, 4, 3)), torch.zeros(1, 4, 8, 8))
-        assert fold_padding(graph) == graph, why
-
-    def test_a_pad_that_something_else_reads_stays(self) -> None:
-        class Both(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.conv = nn.Conv2d(4, 4, 1)
-
-            def forward(self, x: torch.Tensor) -> torch.Tensor:
-                padded = nn.functional.pad(x, (1, 1, 1, 1))
-                return self.conv(padded) + padded
-
-        graph = lower(Both(), torch.zeros(1, 4, 8, 8))
-        assert fold_padding(graph) == graph
 
 
 @pytest.mark.parametrize("name", ["squeezenet1_1", "mobilenet_v1", "resnet8", "mobilenet_v2_w050_r096"])

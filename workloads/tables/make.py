@@ -1,7 +1,6 @@
 """Write the layer tables again, from the models of the zoo: `python -m workloads.tables.make [NAME ...]`.
 
-A table may differ from the zoo's own form of a model by options (a width) and by the size of the picture. Zeros that
-are padded before a convolution become its padding, as in every file that such a network is deployed from.
+A table may differ from the zoo's own form of a model by options (a width) and by the size of the picture.
 """
 
 from __future__ import annotations
@@ -9,12 +8,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from workloads.errors import CodesignError, unknown_name
-from workloads.graph import Layer, LayerGraph, Op
+from workloads.graph import LayerGraph
 from workloads.store import graph_text, write_file
 from workloads.tables import FOLDER
 
@@ -70,36 +69,8 @@ def make_table(name: str) -> LayerGraph:
         raise unknown_name("table", name, MODELS)
     shape = find(recipe.model).input_shape
     x = torch.zeros(1, *(shape if recipe.size is None else (shape[0], *recipe.size)))
-    graph = fold_padding(lower(build(recipe.model, options=recipe.options), x, name=name))
+    graph = lower(build(recipe.model, options=recipe.options), x, name=name)
     return graph.with_sparsity({layer.name: None for layer in graph}).verify()
-
-
-def fold_padding(graph: LayerGraph) -> LayerGraph:
-    """The graph with zero pads of height and width made the padding of the convolutions that alone read them."""
-    pads = {layer.name: layer for layer in graph if _is_zero_pad(layer) and _only_convolutions_read(graph, layer)}
-    layers = [_padded(layer, pads) for layer in graph if layer.name not in pads]
-    return LayerGraph(graph.name, tuple(layers), graph.outputs).verify()
-
-
-def _is_zero_pad(layer: Layer) -> bool:
-    if layer.op is not Op.PAD or layer.attributes["mode"] != "constant" or layer.attributes.get("value", 0) != 0:
-        return False
-    return not any((*layer.attributes["before"][:2], *layer.attributes["after"][:2]))
-
-
-def _only_convolutions_read(graph: LayerGraph, layer: Layer) -> bool:
-    readers = graph.consumers[layer.name]
-    return layer.name not in graph.outputs and all(graph[reader].op is Op.CONV for reader in readers)
-
-
-def _padded(layer: Layer, pads: Mapping[str, Layer]) -> Layer:
-    if not layer.inputs or (pad := pads.get(layer.inputs[0])) is None:
-        return layer
-    (top, left), (bottom, right) = pad.attributes["before"][2:], pad.attributes["after"][2:]
-    added = (top, bottom, left, right)
-    padding = tuple(own + more for own, more in zip(layer.padding, added, strict=True))
-    size = {"in_h": layer.in_h - top - bottom, "in_w": layer.in_w - left - right}
-    return replace(layer, inputs=(*pad.inputs, *layer.inputs[1:]), padding=padding, **size)
 
 
 def main(arguments: Sequence[str] | None = None, folder: Path = FOLDER) -> int:

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accel_models import Target, target
+from accel_models import Target, target, targets
 from accel_models.mapping import Steps
 from accel_models.mobile.cores import Cluster, Team, known_cores
 from accel_models.mobile.passes import STEPS, Passes
@@ -150,6 +150,23 @@ def test_mistakes_of_a_runtime_are_listed_together(tmp_path: Path) -> None:
 def test_an_unknown_runtime_names_those_at_hand() -> None:
     with pytest.raises(ConfigError, match="ncnn_2020"):
         load_runtime("ncn_2020")
+
+
+def test_a_runtime_beside_a_machine_belongs_to_it_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder of one's own: found by its name, before one of the package, and no machine itself."""
+    changed_runtime(tmp_path, requantizes=True)
+    for name, runtime in (("by_name", "mine"), ("by_path", "mine.yaml"), ("copied", "ncnn_2020")):
+        machine = {"base": GOLD, "name": name, "parameters": {"runtime": runtime}}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(machine))
+    kernels = tmp_path / "ncnn_2020.yaml"
+    kernels.write_text(kernels.read_text().replace("activation: pass", "activation: fused"))
+    monkeypatch.setenv("CODESIGN_SPECS", str(tmp_path))
+    assert set(targets()) - {path.stem for path in SPECS.glob("*.yaml")} == {"by_name", "by_path", "copied"}
+    for name in ("by_name", "by_path"):
+        runtime = target(name).family.runtime  # type: ignore[attr-defined]
+        assert (runtime.name, runtime.requantizes) == ("mine", True)
+    assert target("copied").family.runtime.activation == "fused"  # type: ignore[attr-defined]
+    assert load_runtime("ncnn_2020").activation == "pass"
 
 
 def test_a_runtime_of_ones_own_runs(tmp_path: Path) -> None:

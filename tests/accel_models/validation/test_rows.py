@@ -276,7 +276,7 @@ def test_other_columns_are_refused(tmp_path: Path) -> None:
             {"workload": "layer:linear c=8 h=4"},
             "field 'h=4' is unknown or empty; allowed, as key=value: c, k, n, density",
         ),
-        ({"workload": "layers:nothing.txt"}, "no file 'nothing.txt' beside the rows"),
+        ({"workload": "layers:nothing.txt"}, "no file 'nothing.txt' in "),
         ({"overrides": "parameters.speed=2"}, "overrides: no field 'parameters.speed'"),
         ({"metric": "traffic:flash", "unit": "B"}, "metric: no memory 'flash'; the machine has dram"),
         ({"metric": "fact:stalls", "unit": "cycle"}, "metric: the family reports no fact 'stalls'; it reports none"),

@@ -1,7 +1,8 @@
-"""The vendor's estimator as a peer: a layer graph as an int8 TFLite file, compiled and estimated by Arm's Vela.
+"""Arm's Vela on a network, in its own environment: the layer graph as an int8 TFLite file, compiled and estimated.
 
-    python benchmarks/vela_peer.py [TABLE] [--accelerator ethos-u85-512]        (extra `bench`: ethos-u-vela)
+    PYTHONPATH=. .venv-peers/vela/bin/python benchmarks/peers/vela_network.py [TABLE] [--accelerator ethos-u85-512]
 
+Prints one JSON line. That environment holds Vela and NumPy; the graph is the toolkit's own, which needs no more.
 Writes convolutions, pooling, adds, means and linear layers, "same" or no padding, random weights that are zero where
 the layer's sparsity says so. Vela compiles the network and estimates its cycles, in the systems of `SYSTEMS`; the
 seconds are CPU time of that process.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import resource
 import subprocess
 import sys
@@ -203,7 +205,7 @@ def main() -> None:
     parser.add_argument("--accelerator", default="ethos-u55-256", help="as Vela names it, e.g. ethos-u85-512")
     options = parser.parse_args()
     seconds, cycles = estimate(table(options.table), options.accelerator)
-    print(f"{options.table} on {options.accelerator} by Vela: {seconds:.2f} s of CPU time, {cycles:,.0f} cycles")
+    print(json.dumps({"name": options.table, "cycles": cycles, "cpu_s": seconds}))
 
 
 if __name__ == "__main__":
