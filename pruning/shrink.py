@@ -247,8 +247,6 @@ def _constants(
     """A note on units of which nothing but constants is read."""
     count = int((~dead & ~_units_read(group, arrays, {name: ~found.is_known for name, found in seen.items()})).sum())
     if count:
-        units = f"{count} unit is" if count == 1 else f"{count} units are"
-        yield (
-            f"{group.name}: {units} constant but not zero and stays in place; a bias in what reads it would be wrong "
-            "where padding shows zeros"
-        )
+        units, stay = ("1 unit is", "stays") if count == 1 else (f"{count} units are", "stay")
+        edge = "a bias in what reads it would be wrong where padding shows zeros"
+        yield f"{group.name}: {units} constant but not zero and {stay}; {edge}"

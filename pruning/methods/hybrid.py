@@ -177,7 +177,7 @@ class HybridPruning(Pruner):
         self.sensitivity: Sensitivity | None = None
         if plan is None:
             assert data is not None
-            target = _Target.checked(macs, tolerance)
+            target = ThinningTarget.checked(macs, tolerance)
             counts = counts_to_try(wiring, multiple, levels=levels, inner_only=inner_only, keep=keep)
             self.sensitivity = measure(
                 self.model, wiring.analysis, counts, data, batch_size=BATCH, adapt_norms=adapt_norms, progress=progress
@@ -185,6 +185,7 @@ class HybridPruning(Pruner):
             plan = target.plan(type(model).__name__, wiring.analysis, self.sensitivity)
         self.plan = plan
         self.model = plan.apply(self.model, example_inputs)
+        self._guard = self.model.register_load_state_dict_pre_hook(_refuse_other_sizes)
         self.thin_accuracy: float | None = None
         self._dense_accuracy = self._accuracy(model) if check is not None else None
         self.densities: dict[str, float] | None = None
@@ -246,7 +247,9 @@ class HybridPruning(Pruner):
 
     def finalize(self) -> nn.Module:
         """A baked copy of the thinner network; without weight pruning it carries no mask."""
-        return super().finalize() if masks.masks_of(self.model) else copy.deepcopy(self.model)
+        found = super().finalize() if masks.masks_of(self.model) else copy.deepcopy(self.model)
+        del found._load_state_dict_pre_hooks[self._guard.id]
+        return found
 
     def mac_count(self) -> MacCount:
         """MACs after thinning and MACs with non-zero weights, as the network is now."""
@@ -284,6 +287,17 @@ class HybridPruning(Pruner):
         self.plan, self.densities = plan, state["densities"]
         self.thin_accuracy = state["thin_accuracy"]
         masks.set_masks(self.model, state["masks"])
+
+
+def _refuse_other_sizes(model: nn.Module, state: Mapping[str, Any], prefix: str, *_: object) -> None:
+    """Called by torch before the thinner network takes a state; raises a PlanError where it is of another plan."""
+    for name, tensor in model.state_dict().items():
+        given = state.get(prefix + name, tensor)
+        if given.shape != tensor.shape:
+            raise PlanError(
+                f"the state has {name!r} of shape {tuple(given.shape)}, this thinner network {tuple(tensor.shape)}: "
+                "it was thinned by another plan; make the pruner with plan= from the plan in the pruner's state"
+            )
 
 
 def _batch(graph: LayerGraph) -> int:
@@ -348,14 +362,14 @@ def _is_joined(analysis: ChannelAnalysis, group: str) -> bool:
 
 
 @dataclass(frozen=True)
-class _Target:
-    """One of the two is set."""
+class ThinningTarget:
+    """Kept fraction of the MACs, or accuracy that each group alone may lose; one of the two is None."""
 
     macs: float | None
     tolerance: float | None
 
     @classmethod
-    def checked(cls, macs: float | None, tolerance: float | None) -> _Target:
+    def checked(cls, macs: float | None, tolerance: float | None) -> ThinningTarget:
         if macs is not None and tolerance is not None:
             raise PlanError(f"macs {macs} and tolerance {tolerance} given; a network is thinned for one of them")
         if macs is not None and not 0 < macs < 1:

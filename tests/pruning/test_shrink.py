@@ -74,7 +74,7 @@ class TestValues:
         model.bn2.bias.data[5], model.bn2.running_mean[5] = 1.0, 0.0
         plan = dead_channels(model, example())
         assert plan.is_empty
-        assert plan.notes[0].startswith("expand: 1 unit is constant but not zero and stays in place")
+        assert plan.notes[0].startswith("expand: 1 unit is constant but not zero and stays;")
         model.bn2.bias.data[5] = -1.0  # behind it relu6 makes zero of that
         assert removed(model) == {"expand": [5]}
 
@@ -94,7 +94,7 @@ class TestValues:
         model = zeroed(network("Gated"), conv1__weight=[0, 1], conv1__bias=[0, 1])
         plan = dead_channels(model, example())
         assert plan.is_empty
-        assert plan.notes[0].startswith("conv1: 2 units are constant but not zero")
+        assert plan.notes[0].startswith("conv1: 2 units are constant but not zero and stay;")
 
     def test_a_head_without_values(self):
         assert removed(zeroed(network("Attention"), value__weight=slice(4, 8), value__bias=slice(4, 8))) == {

@@ -2,13 +2,14 @@
 
 import copy
 import io
+import pickle
 from typing import Any
 
 import pytest
 import torch
 
 from pruning import masks
-from pruning.methods.hybrid import HybridPruning, MacCount, _Target, counts_at, counts_to_try, curves
+from pruning.methods.hybrid import HybridPruning, MacCount, ThinningTarget, counts_at, counts_to_try, curves
 from pruning.plan import PruningPlan
 from pruning.sensitivity import Sensitivity
 from pruning.testing import Loop, SmallNet, batches, small_net
@@ -86,7 +87,7 @@ class TestChoice:
         ],
     )
     def test_the_highest_threshold_that_meets_the_macs(self, wiring, macs, counts, left):
-        target = _Target.checked(macs, None)
+        target = ThinningTarget.checked(macs, None)
         assert counts_at(self.FOUND, target.limit(wiring.analysis, self.FOUND)) == counts
         plan = target.plan("tiny", wiring.analysis, self.FOUND)
         assert {group: len(units) for group, units in plan.channels.items()} == counts
@@ -95,7 +96,7 @@ class TestChoice:
 
     def test_a_tolerance_is_for_each_group_alone(self, wiring):
         counts = {
-            tolerance: counts_at(self.FOUND, _Target.checked(None, tolerance).limit(wiring.analysis, self.FOUND))
+            tolerance: counts_at(self.FOUND, ThinningTarget.checked(None, tolerance).limit(wiring.analysis, self.FOUND))
             for tolerance in (0.015, 0.02, 0.05)
         }
         assert counts == {0.015: {"conv1": 8}, 0.02: {"conv1": 8, "stem": 4}, 0.05: {"conv1": 4, "stem": 4}}
@@ -107,13 +108,16 @@ class TestChoice:
 
     def test_equal_accuracies_are_told_apart_by_the_loss(self, wiring):
         found = table(conv1=((8, 4), (0.0, 0.0), (0.01, 0.03)), stem=((4,), (0.0,), (0.02,)))
-        assert counts_at(found, _Target.checked(0.5, None).limit(wiring.analysis, found)) == {"conv1": 8, "stem": 4}
+        assert counts_at(found, ThinningTarget.checked(0.5, None).limit(wiring.analysis, found)) == {
+            "conv1": 8,
+            "stem": 4,
+        }
 
     def test_what_cannot_be_reached(self, wiring):
         with pytest.raises(PlanError, match=r"macs 0.2 cannot be reached: with the smallest counts 20.4% are left"):
-            _Target.checked(0.2, None).limit(wiring.analysis, self.FOUND)
+            ThinningTarget.checked(0.2, None).limit(wiring.analysis, self.FOUND)
         with pytest.raises(PlanError, match=r"no group can lose channels within tolerance 0.50%"):
-            _Target.checked(None, 0.005).plan("tiny", wiring.analysis, self.FOUND)
+            ThinningTarget.checked(None, 0.005).plan("tiny", wiring.analysis, self.FOUND)
 
 
 class TestThinning:
@@ -141,6 +145,8 @@ class TestThinning:
         pruner = hybrid(plan=PLAN, weights=False)
         Loop(pruner).run(batches(1))
         assert pruner.is_settled
+        finished = pickle.loads(pickle.dumps(copy.deepcopy(pruner.finalize())))
+        assert not finished._load_state_dict_pre_hooks
         assert not masks.masks_of(pruner.finalize())
         assert pruner.finalize() is not pruner.model
 
@@ -227,9 +233,14 @@ class TestState:
 
     def test_a_network_of_other_sizes_says_how_to_go_on(self):
         state = hybrid(plan=PLAN).state_dict()
-        other = hybrid(plan=PruningPlan("SmallNet", {"conv1": (0, 1, 2, 3), "stem": (0,)}, {"conv1": 12, "stem": 8}))
+        plan = PruningPlan("SmallNet", {"conv1": (0, 1, 2, 3), "stem": (0,)}, {"conv1": 12, "stem": 8})
+        other = hybrid(plan=plan, weights=False)
         with pytest.raises(PlanError, match=r"keeps 8 units of 'conv1', this one keeps 4; make the pruner with plan="):
             other.load_state_dict(state)
+        with pytest.raises(
+            PlanError, match=r"'stem.weight' of shape \(8, 3, 3, 3\), this thinner network \(1, 3, 3, 3\)"
+        ):
+            other.model.load_state_dict(hybrid(plan=PLAN, weights=False).model.state_dict())
         with pytest.raises(PlanError, match="keeps 1 units of 'stem', this one keeps all"):
             hybrid(plan=PruningPlan("SmallNet", {"conv1": (0, 1, 2, 3)}, {"conv1": 12})).load_state_dict(
                 other.state_dict()
