@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from pruning.devices import autocast, pick_device, pick_precision
 from workloads.data import ImageData
 from workloads.errors import ConfigError
+
+Batch = tuple[Tensor, Tensor]
+Labelled = ImageData | Sequence[Batch]
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,24 @@ def accuracy(model: nn.Module, data: ImageData, batch_size: int = 500, limit: in
 def evaluate_loss(model: nn.Module, data: ImageData, batch_size: int = 500, limit: int | None = None) -> float:
     """Mean cross entropy in float32, in nats; `evaluate` says more."""
     return evaluate(model, data, batch_size=batch_size, limit=limit).loss
+
+
+def labelled_batches(data: Labelled, batch_size: int) -> Iterator[Batch]:
+    """Batches (x, y) of what a method is given to measure on; ready-made batches keep their size.
+
+    Args:
+        data: training or held-out pictures, or a sequence of batches.
+
+    Raises:
+        ConfigError: test pictures, or no batch.
+    """
+    if isinstance(data, ImageData):
+        if data.split == "test":
+            raise ConfigError("data of split 'test' must not be chosen by; a method needs split 'heldout' or 'train'")
+        return data.batches(batch_size)
+    if not len(data):
+        raise ConfigError("data holds no batch (x, y); give at least one")
+    return iter(data)
 
 
 @contextmanager

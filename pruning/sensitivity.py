@@ -37,6 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning.devices import autocast, pick_device, pick_precision, place
+from pruning.evaluation import Labelled, labelled_batches
 from pruning.importance import gradients, rank_units
 from pruning.progress import shown
 from pruning.surgery import in_torch_layout
@@ -184,7 +185,7 @@ class _Task:
     counts: Counts
     masks: ZerosOf
     ranking: Mapping[str, np.ndarray]
-    data: ImageData
+    split: str
 
     @classmethod
     def checked(
@@ -192,13 +193,11 @@ class _Task:
         model: nn.Module,
         analysis: ChannelAnalysis,
         options: Counts,
-        data: ImageData,
+        split: str,
         masks: ZerosOf | None,
         ranking: Mapping[str, Sequence[int]] | None,
     ) -> _Task:
-        """Raise unless every option can be carried out on this network and these pictures."""
-        if data.split == "test":
-            raise ConfigError("sensitivity on test pictures would choose by the test set; give 'heldout' or 'train'")
+        """Raise unless every option can be carried out on this network."""
         if not options and not masks:
             raise PlanError("no options to try; name a channel group or a layer")
         wiring = wire(model, analysis)
@@ -209,7 +208,7 @@ class _Task:
         given = {group: np.asarray(order) for group, order in (ranking or {}).items()}
         missing = tuple(group for group in options if group not in given)
         order = given | (rank_units(model, analysis, groups=missing) if missing else {})
-        task = cls(wiring, options, masks or {}, {group: order[group] for group in options}, data)
+        task = cls(wiring, options, masks or {}, {group: order[group] for group in options}, split)
         for group, units in task.ranking.items():
             if not np.array_equal(np.sort(units), np.arange(analysis.group(group).size)):
                 raise PlanError(f"ranking of channel group {group!r} is no permutation of its units")
@@ -253,6 +252,7 @@ class _Task:
     def result(
         self,
         method: str,
+        images: int,
         precision: str,
         adapted: bool,
         base: tuple[float, float],
@@ -261,8 +261,8 @@ class _Task:
     ) -> Sensitivity:
         return Sensitivity(
             method=method,
-            images=len(self.data),
-            split=self.data.split,
+            images=images,
+            split=self.split,
             precision=precision,
             adapted=adapted,
             base_loss=base[0],
@@ -283,7 +283,7 @@ def measure(
     model: nn.Module,
     analysis: ChannelAnalysis,
     options: Counts,
-    data: ImageData,
+    data: Labelled,
     *,
     masks: ZerosOf | None = None,
     ranking: Mapping[str, Sequence[int]] | None = None,
@@ -299,7 +299,8 @@ def measure(
         model: not modified.
         analysis: of the model's graph.
         options: channel group -> counts of units to keep.
-        data: held-out training pictures, never test pictures; a thousand are enough to rank options.
+        data: held-out training pictures, never test pictures; a thousand are enough to rank options. Or batches
+            (x, y) of them.
         masks: layer -> masks of its dense weight; the dense weight itself is added as the first option.
         ranking: channel group -> units, most important first; by default their L2 norms say (`rank_units`).
         batch_size: pictures at once; with `adapt_norms` the statistics are those of so many.
@@ -309,23 +310,25 @@ def measure(
         PlanError: an option that is impossible, a mask that does not fit.
         ConfigError: device, precision, or test pictures.
     """
-    task = _Task.checked(model, analysis, options, data, masks, ranking)
+    found_batches = labelled_batches(data, batch_size)
+    task = _Task.checked(model, analysis, options, getattr(data, "split", "given"), masks, ranking)
     where = pick_device(device)
     chosen = pick_precision(precision, where)
     net = copy.deepcopy(model).eval()
     place(net, where)
     if adapt_norms:
         _use_batch_statistics(net)
-    batches = [(x.to(where, memory_format=torch.channels_last), y.to(where)) for x, y in data.batches(batch_size)]
-    base = _score(net, batches, chosen)
+    batches = [(x.to(where, memory_format=torch.channels_last), y.to(where)) for x, y in found_batches]
+    base = score(net, batches, chosen)
     found: dict[str, list[tuple[float, float]]] = {variable: [] for variable in task.options}
     total = sum(len(each) for each in task.options.values())
     for variable, change in shown(task.changes(net), "sensitivity", total, progress):
         with _zeroed(change):
-            found[variable].append(_score(net, batches, chosen) if change else base)
-    loss = {variable: [score[0] - base[0] for score in scores] for variable, scores in found.items()}
-    accuracy = {variable: [score[1] - base[1] for score in scores] for variable, scores in found.items()}
-    return task.result("measured", chosen, adapt_norms, base, loss, accuracy)
+            found[variable].append(score(net, batches, chosen) if change else base)
+    loss = {variable: [one[0] - base[0] for one in scores] for variable, scores in found.items()}
+    accuracy = {variable: [one[1] - base[1] for one in scores] for variable, scores in found.items()}
+    images = sum(len(y) for _, y in batches)
+    return task.result("measured", images, chosen, adapt_norms, base, loss, accuracy)
 
 
 def _use_batch_statistics(net: nn.Module) -> None:
@@ -349,8 +352,8 @@ def _zeroed(change: Change) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def _score(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: str) -> tuple[float, float]:
-    """Mean loss and accuracy."""
+def score(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: str) -> tuple[float, float]:
+    """Mean loss and accuracy on batches that are where the network is; its mode is for the caller to choose."""
     loss = right = 0.0
     count = 0
     for x, y in batches:
@@ -380,7 +383,8 @@ def first_order(
     Good for an order among options in seconds; where much is removed it says far too little, and on pictures that
     the network has learnt by heart gradients are tiny. Accuracy is not estimated.
     """
-    task = _Task.checked(model, analysis, options, data, masks, ranking)
+    labelled_batches(data, batch_size)  # refuses test pictures
+    task = _Task.checked(model, analysis, options, data.split, masks, ranking)
     names = {layer: task.wiring.weight_of(layer) for layer in task.masks}
     found = gradients(model, task.wiring, data, batch_size, groups=tuple(options), weights=tuple(names.values()))
     loss: dict[str, list[float]] = {}
@@ -389,4 +393,4 @@ def first_order(
     for layer, zeros in task.masks.items():
         singles = found.weights[names[layer]]
         loss[WEIGHTS + layer] = [0.0, *(float(singles[task.removed(layer, each, singles)].sum()) for each in zeros)]
-    return task.result("first_order", "fp32", False, (found.loss, found.accuracy), loss, None)
+    return task.result("first_order", len(data), "fp32", False, (found.loss, found.accuracy), loss, None)

@@ -53,6 +53,13 @@ def measured(trained, analysis, heldout, masks) -> Sensitivity:
 
 
 class TestMeasured:
+    def test_batches_count_as_the_pictures_that_they_hold(self, trained, analysis, heldout):
+        options = {"conv": (32, 16)}
+        whole = measure(trained, analysis, options, heldout, batch_size=100, precision="fp32", progress=False)
+        given = measure(trained, analysis, options, list(heldout.batches(100)), precision="fp32", progress=False)
+        assert (given.images, given.split) == (len(heldout), "given")
+        assert (given.loss, given.accuracy) == (whole.loss, whole.accuracy)
+
     def test_it_says_what_the_smaller_module_does(self, trained, analysis, heldout, masks, measured):
         """Every option as a plan, applied and evaluated: the same loss and accuracy."""
         base = evaluation.evaluate(trained, heldout)
@@ -186,7 +193,7 @@ class TestTable:
         ({}, {"masks": {"bn": ()}}, "unknown layer with weights 'bn'"),
         ({}, {"masks": {"fc": (WeightSparsity.from_density((10, 64, 1, 1), 0.5),)}}, "needs an exact one of shape"),
         ({}, {"masks": {"fc": (WeightSparsity.from_mask(np.ones((10, 3), bool)),)}}, "needs an exact one of shape"),
-        ({"conv": (8,)}, {"split": "test"}, "would choose by the test set"),
+        ({"conv": (8,)}, {"split": "test"}, "split 'heldout' or 'train'"),
     ],
 )
 def test_bad_options(estimate, options, extra, message, trained, analysis):
