@@ -79,6 +79,8 @@ class PConv(MaskPruner):
     - A layer at density d keeps the share d / (entries / 9) of its 3x3 kernels; at d = entries / 9 there is no Y.
     - 1x1 convolutions and linear layers have no pattern: only Y, single weights, to density d; or they are left alone
       with `prune_pointwise=False`. Other kernels are refused. The first layer and the classifier stay dense by default.
+      A depthwise channel has a single kernel, which connectivity would remove whole: name such layers in `keep`, or
+      give them entries / 9.
     - The papers leave open whether every filter keeps equally many kernels: `balanced` does that, off by default.
 
     Args:
