@@ -108,8 +108,9 @@ class Campfire(Gradual):
         self.form, self.split = granularity, split
         every = frequency or max(1, round((end - begin) * total_steps) // 30)
         super().__init__(
-            model, example_inputs, total_steps, density=density, begin=begin, end=end, frequency=every, **options
-        )
+            model, example_inputs, total_steps, density=density, granularity="window", begin=begin, end=end,
+            frequency=every, **options,
+        )  # fmt: skip
 
     @property
     def final_shares(self) -> dict[str, KernelShare]:

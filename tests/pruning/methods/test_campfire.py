@@ -168,6 +168,7 @@ class TestSize:
         ({"split": 1.5}, r"split 1.5, must lie in 0\.\.1"),
         ({"granularity": "window", "density": 0.1}, r"density 0.1 of 'conv1.weight': .* one weight of 9, 0.1111; take"),
         ({"density": 1.0}, "removes nothing"),
+        ({"scope": "global"}, "scope 'global' ranks single weights"),
         ({"density": {"conv1": 2.0, "conv2": 0.5}}, "density 2"),
         ({"density": 0.0}, "sparsity"),
         ({"end": 0.0}, "needs 0 <= begin < end"),

@@ -49,9 +49,7 @@ class TestProjections:
     @pytest.mark.parametrize("filters", [1, 2])
     def test_patterns_are_the_nearest_of_all(self, filters):
         weight = drawn(4, 1, 3, 3)
-        pruner = prepared(
-            weight, library=TWO, density=2 / 9, granularity=f"pattern/{filters}" if filters > 1 else "pattern"
-        )
+        pruner = prepared(weight, library=TWO, density=2 / 9, granularity=f"pattern/{filters}")
         found = pruner.pattern_mask("conv.weight", weight)
         choices = itertools.product(TWO.masks(), repeat=4 // filters)
         every = [torch.stack(one).repeat_interleave(filters, 0)[:, None] for one in choices]
@@ -61,8 +59,7 @@ class TestProjections:
     @pytest.mark.parametrize(("filters", "balanced"), [(1, False), (1, True), (2, False), (2, True)])
     def test_kernels_are_the_nearest_of_all(self, filters, balanced):
         weight = drawn(4, 3, 3, 3, seed=1) * torch.tensor([3.0, 1.0, 1.0, 1.0]).view(-1, 1, 1, 1)
-        granularity = f"pattern/{filters}" if filters > 1 else "pattern"
-        pruner = prepared(weight, density=4 / 9 / 3, granularity=granularity, balanced=balanced)
+        pruner = prepared(weight, density=4 / 9 / 3, granularity=f"pattern/{filters}", balanced=balanced)
         found = pruner.kernel_mask("conv.weight", weight)
         rows = 4 // filters
         every = []
