@@ -147,11 +147,11 @@ def fkw_bits(zeros: Zeros[T], weight_bits: float, entries: int = 4, patterns: in
 
 
 def window_bits(zeros: Zeros[T], weight_bits: float, entries: int = 4) -> T:
-    """One bit a kernel, then `entries` slots of every kernel that is not all zero: K C + Q entries (b + index).
+    """One bit a kernel, then `entries` weights of every kernel that is not all zero: K C + Q (entries b + index).
 
     The storage of Campfire's windows and removed kernels: with the same number of weights in every kernel, each kernel
-    takes the same number of bits, and no lengths or pointers are stored. An index, of ceil(log2(R S)) bits, says where
-    in its kernel a weight lies; whole kernels (entries = R S) need none.
+    takes the same number of bits, and no lengths or pointers are stored. A kernel's index is what is shorter of a bit a
+    position and `entries` positions, min(R S, entries ceil(log2(R S))); whole kernels (entries = R S) need none.
 
     Raises:
         ConfigError: a kernel with more non-zeros, or with fewer that lie in none of the full ones; or a density above
@@ -162,8 +162,9 @@ def window_bits(zeros: Zeros[T], weight_bits: float, entries: int = 4) -> T:
     kernels, fits = _kept_kernels(zeros, entries)
     if not fits:
         raise ConfigError(f"{zeros!r} does not keep {entries} weights of every kernel; prune to windows or use bitmask")
-    index = _address_bits(zeros.r * zeros.s) * (zeros.r * zeros.s > entries)
-    return zeros.k * zeros.c + kernels * entries * (weight_bits + index)
+    area = zeros.r * zeros.s
+    index: T = np.minimum(area, entries * _address_bits(area)) * (area > entries)
+    return zeros.k * zeros.c + kernels * (entries * weight_bits + index)
 
 
 ENCODINGS: Mapping[str, Callable[..., Any]] = {

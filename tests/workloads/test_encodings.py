@@ -88,6 +88,8 @@ def test_windows_by_hand() -> None:
     mask[0, 0, 0, :2] = mask[1, 1, 1:, 2] = mask[1, 0, 0, 1:] = True
     zeros = WeightSparsity.from_mask(mask)  # three kernels of two weights, each with four bits of nine places
     assert window_bits(zeros, 8, 2) == 4 + 3 * 2 * (8 + 4)
+    three = WeightSparsity.from_mask(np.tile(np.eye(3, dtype=bool), (2, 2, 1, 1)))  # nine bits are less than 3 x 4
+    assert window_bits(three, 8, 3) == 4 + 4 * (3 * 8 + 9)
     whole = WeightSparsity.from_mask(np.broadcast_to(mask.any((2, 3), keepdims=True), (2, 2, 3, 3)))
     assert window_bits(whole, 8, 9) == 4 + 3 * 9 * 8
     assert window_bits(TWO_BY_TWO, 8, 1) == bitmask_bits(TWO_BY_TWO, 8)
