@@ -74,8 +74,9 @@ class PConv(MaskPruner):
       a thirtieth of the phase but at least 20. W must have time to follow: with momentum 0.9, which remembers 10
       steps, duals that are updated every 3 swing up instead of settling. They start as Z = Y = W, U = V = 0.
     - rho grows geometrically, one step an update, from `rho[0]` to `rho[1]`; scaled duals shrink as it grows. The
-      defaults suit SGD with momentum 0.9 and a peak learning rate near 0.02: W moves towards Z by the fraction
-      rho lr / (1 - 0.9) a step.
+      defaults are for SGD with momentum 0.9, a peak learning rate near 0.02 and some 500 steps between updates: W moves
+      towards Z by the fraction rho lr / (1 - 0.9) a step. With 20 steps between updates the same pull takes a rho 25
+      times as large: on ResNet-20 (0.03, 1) came to residuals of 5 % in 160 steps, the default only to 52 % in 96.
     - A layer at density d keeps the share d / (entries / 9) of its 3x3 kernels; at d = entries / 9 there is no Y.
     - 1x1 convolutions and linear layers have no pattern: only Y, single weights, to density d; or they are left alone
       with `prune_pointwise=False`. Other kernels are refused. The first layer and the classifier stay dense by default.
