@@ -67,8 +67,7 @@ def mask(
     scores = weight.detach().abs() if scores is None else scores.detach()
     if scores.shape != weight.shape:
         raise ShapeError(f"scores of shape {tuple(scores.shape)} for a weight of shape {tuple(weight.shape)}")
-    if not torch.isfinite(scores).all():
-        raise PlanError("scores hold NaN or infinite numbers, so nothing can be ranked; check the weights")
+    check_scores(scores)
     if not 0 < density <= 1:
         raise PlanError(f"density {density}, must be above 0 and at most 1; to drop a layer remove its channels")
     if density == 1:
@@ -76,6 +75,12 @@ def mask(
     if rule is _pattern:
         return _pattern(scores, density, numbers[0] if numbers else 1, library)
     return rule(scores, density, *numbers)
+
+
+def check_scores(scores: Tensor) -> None:
+    """Raise a PlanError for scores that are not finite."""
+    if not torch.isfinite(scores).all():
+        raise PlanError("scores hold NaN or infinite numbers, so nothing can be ranked; check the weights")
 
 
 def check_granularity(name: str) -> None:
@@ -144,6 +149,40 @@ def keep_best(scores: Tensor, count: int) -> Tensor:
     return kept.view(scores.shape)
 
 
+def keep_best_along(scores: Tensor, dim: int, count: int) -> Tensor:
+    """bool of the shape of `scores`: the `count` largest of every line along a dim, ties to the lower index.
+
+    >>> keep_best_along(torch.tensor([[1.0, 3.0, 3.0], [2.0, 2.0, 1.0]]), 1, 1).int().tolist()
+    [[0, 1, 0], [1, 0, 0]]
+    """
+    best = torch.sort(scores, dim=dim, descending=True, stable=True).indices.narrow(dim, 0, count)
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(dim, best, True)
+
+
+def keep_kernels(energy: Tensor, density: float, filters: int = 1, balanced: bool = False) -> Tensor:
+    """Which kernels of a layer stay connected.
+
+    Args:
+        energy: what each kernel is worth, at least zero, (k, c).
+        density: kept fraction, in (0, 1].
+        filters: so many consecutive filters keep the same kernels, those of largest sum.
+        balanced: every filter keeps equally many kernels, to the nearest whole number.
+
+    Returns:
+        bool, (k, c).
+
+    >>> keep_kernels(torch.tensor([[4.0, 3.0], [2.0, 1.0]]), 0.5).int().tolist()
+    [[1, 1], [0, 0]]
+    >>> keep_kernels(torch.tensor([[4.0, 3.0], [2.0, 1.0]]), 0.5, balanced=True).int().tolist()
+    [[1, 0], [1, 0]]
+    """
+    if not balanced:
+        return _keep_blocks(energy, density, filters, 1)
+    sums = _padded(energy, 0, filters, 0.0).unflatten(0, (-1, filters)).sum(1)
+    kept = keep_best_along(sums, 1, kept_count(sums.shape[1], density))
+    return kept.repeat_interleave(filters, 0)[: len(energy)]
+
+
 def _norm(scores: Tensor, dims: tuple[int, ...]) -> Tensor:
     """Squared L2 norm over dims, which stay with size one; in float64, so that no tie depends on the order of a sum."""
     return scores.double().square().sum(dims, keepdim=True) if dims else scores.double().square()
@@ -180,9 +219,7 @@ def _n_of_m(scores: Tensor, density: float, n: int, m: int) -> Tensor:
         raise PlanError(f"density {density}: {n}:{m} keeps {n / m:g}; give that density")
     kept = math.ceil(density * m - 1e-9)
     groups = _padded(scores, 1, m, -math.inf).unflatten(1, (-1, m))
-    order = torch.sort(groups, dim=2, descending=True, stable=True).indices
-    found = torch.zeros_like(groups, dtype=torch.bool).scatter_(2, order[:, :, :kept], True)
-    return found.flatten(1, 2)[:, : scores.shape[1]]
+    return keep_best_along(groups, 2, kept).flatten(1, 2)[:, : scores.shape[1]]
 
 
 def _block(scores: Tensor, density: float, filters: int, channels: int) -> Tensor:
@@ -204,10 +241,7 @@ def _window(scores: Tensor, density: float) -> Tensor:
     Source: Gamboa et al., "Campfire", 2020 (the rule is inferred: the paper's text was not at hand).
     """
     kernels = scores.reshape(*scores.shape[:2], -1)
-    order = torch.sort(kernels, dim=2, descending=True, stable=True).indices
-    kept = kept_count(kernels.shape[2], density)
-    found = torch.zeros_like(kernels, dtype=torch.bool).scatter_(2, order[:, :, :kept], True)
-    return found.view(scores.shape)
+    return keep_best_along(kernels, 2, kept_count(kernels.shape[2], density)).view(scores.shape)
 
 
 def _padded(scores: Tensor, axis: int, multiple: int, value: float) -> Tensor:

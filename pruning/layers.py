@@ -48,6 +48,7 @@ def chosen_weights(
     keep: Sequence[str] = (),
     prune_first: bool = False,
     prune_last: bool = False,
+    prune_pointwise: bool = True,
     named: Sequence[str] | None = None,
 ) -> dict[str, str]:
     """The layers that a method prunes, name to parameter name, in the order of a forward pass.
@@ -55,7 +56,8 @@ def chosen_weights(
     Args:
         keep: names of layers that stay dense.
         prune_first, prune_last: whether the first layer and the classifier are pruned.
-        named: prune exactly these, but for `keep`, first and last layer included.
+        prune_pointwise: whether 1x1 convolutions and linear layers are.
+        named: prune exactly these, but for `keep`, whatever the three say.
 
     Raises:
         PlanError: a name is no layer with weights, or no layer is left.
@@ -65,10 +67,16 @@ def chosen_weights(
         if name not in layers:
             raise PlanError(str(unknown_name("layer with weights", name, layers)))
     order = list(layers)
-    spared = (
-        {*keep} if named is not None else {*keep, *order[: not prune_first], *order[len(order) - (not prune_last) :]}
-    )
+    spared = {*keep}
+    if named is None:
+        spared |= {*order[: not prune_first], *order[len(order) - (not prune_last) :]}
+        spared |= set() if prune_pointwise else {name for name in order if _is_pointwise(model.get_submodule(name))}
     found = {name: layers[name] for name in order if name not in spared and (named is None or name in named)}
     if not found:
         raise PlanError(f"nothing to prune: all {len(order)} layers with weights are kept dense; prune_first=True?")
     return found
+
+
+def _is_pointwise(layer: nn.Module) -> bool:
+    """Whether a kernel is a single weight."""
+    return layer.weight[0, 0].numel() == 1  # type: ignore[index]

@@ -80,10 +80,15 @@ def set_masks(model: nn.Module, masks: Masks) -> None:
 
 def dense_weight(model: nn.Module, name: str) -> Tensor:
     """The values behind the mask of an attached parameter, or the plain parameter; without gradient."""
+    return trained_weight(model, name).detach()
+
+
+def trained_weight(model: nn.Module, name: str) -> nn.Parameter:
+    """The parameter that an optimizer moves: the one behind the mask, or the plain one."""
     module, leaf = owner(model, name)
     if parametrize.is_parametrized(module, leaf):
-        return getattr(module.parametrizations, leaf).original.detach()
-    return module.get_parameter(leaf).detach()
+        return getattr(module.parametrizations, leaf).original
+    return module.get_parameter(leaf)
 
 
 def masks_of(model: nn.Module) -> dict[str, Tensor]:

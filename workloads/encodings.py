@@ -6,8 +6,8 @@ number comes back: exact from a mask, the expectation from a density) or `Random
 the option values) is not counted.
 
 Letters: K, C, R, S as in `workloads.sparsity`; b bits of a weight; nnz non-zeros.
-Checked encodings (N:M, FKW) store a fixed number of weights a group. An exact mask that does not fit is an error; of a
-density it is taken on trust that the mask will be made to fit, and only a density that cannot fit is an error.
+Checked encodings (N:M, FKW, window) store a fixed number of weights a group. An exact mask that does not fit is an
+error; of a density it is taken on trust that the mask will be made to fit, and only one that cannot fit is an error.
 """
 
 from __future__ import annotations
@@ -139,16 +139,32 @@ def fkw_bits(zeros: Zeros[T], weight_bits: float, entries: int = 4, patterns: in
     """
     if entries < 1:
         raise ConfigError(f"patterns of {entries} entries, needs at least 1")
-    if zeros.is_exact:
-        fits = zeros.follows_patterns(entries, patterns)
-        kernels: T = zeros.k * zeros.c - zeros.zero_kernels
-    else:
-        kernels = zeros.nonzeros / entries
-        fits = bool(np.all(kernels <= zeros.k * zeros.c) and np.all(zeros.r * zeros.s >= entries))
+    kernels, fits = _kept_kernels(zeros, entries, patterns)
     if not fits:
         raise ConfigError(f"{zeros!r} does not follow {patterns} patterns of {entries}; prune to patterns or use csr")
     indices = kernels + zeros.k * (patterns + 1) + 2 * zeros.k + 1
     return kernels * (entries * weight_bits) + indices * index_bits
+
+
+def window_bits(zeros: Zeros[T], weight_bits: float, entries: int = 4) -> T:
+    """One bit a kernel, then `entries` weights of every kernel that is not all zero: K C + Q (entries b + index).
+
+    The storage of Campfire's windows and removed kernels: with the same number of weights in every kernel, each kernel
+    takes the same number of bits, and no lengths or pointers are stored. A kernel's index is what is shorter of a bit a
+    position and `entries` positions, min(R S, entries ceil(log2(R S))); whole kernels (entries = R S) need none.
+
+    Raises:
+        ConfigError: a kernel with more non-zeros, or with fewer that lie in none of the full ones; or a density above
+            entries / (R S). Of a density Q = nnz / entries: every kernel that is left is full.
+    """
+    if entries < 1:
+        raise ConfigError(f"windows of {entries} entries, needs at least 1")
+    kernels, fits = _kept_kernels(zeros, entries)
+    if not fits:
+        raise ConfigError(f"{zeros!r} does not keep {entries} weights of every kernel; prune to windows or use bitmask")
+    area = zeros.r * zeros.s
+    index: T = np.minimum(area, entries * _address_bits(area)) * (area > entries)
+    return zeros.k * zeros.c + kernels * (entries * weight_bits + index)
 
 
 ENCODINGS: Mapping[str, Callable[..., Any]] = {
@@ -160,6 +176,7 @@ ENCODINGS: Mapping[str, Callable[..., Any]] = {
     "nm": nm_bits,
     "block": block_bits,
     "fkw": fkw_bits,
+    "window": window_bits,
 }
 
 
@@ -173,6 +190,14 @@ def encoding(name: str) -> Callable[..., Any]:
     if name not in ENCODINGS:
         raise unknown_name("encoding", name, ENCODINGS)
     return ENCODINGS[name]
+
+
+def _kept_kernels(zeros: Zeros[T], entries: int, patterns: int | None = None) -> tuple[T, bool]:
+    """Kernels that are not all zero, and whether they fit into so many patterns of `entries` weights."""
+    if zeros.is_exact:
+        return zeros.k * zeros.c - zeros.zero_kernels, zeros.follows_patterns(entries, patterns)
+    kernels: T = zeros.nonzeros / entries
+    return kernels, bool(np.all(kernels <= zeros.k * zeros.c) and np.all(zeros.r * zeros.s >= entries))
 
 
 def _address_bits(places: T) -> T:

@@ -37,8 +37,8 @@ class MaskPruner(Pruner):
         scope: "layer" ranks inside each layer, "global" ranks the single weights of all layers against each other.
         library: the patterns of granularity "pattern"; by default PCONV's four.
         keep: names of layers that stay dense.
-        prune_first, prune_last: whether the first layer and the classifier are pruned; ignored for layers that
-            `density` names.
+        prune_first, prune_last, prune_pointwise: whether the first layer, the classifier, and 1x1 convolutions and
+            linear layers are pruned; ignored for layers that `density` names.
 
     Raises:
         PlanError: nothing would be removed, or a name is no layer with weights.
@@ -57,14 +57,16 @@ class MaskPruner(Pruner):
         keep: Sequence[str] = (),
         prune_first: bool = False,
         prune_last: bool = False,
+        prune_pointwise: bool = True,
     ) -> None:
         super().__init__(model, total_steps)
         check_granularity(granularity)
         check_scope(density, granularity, scope)
         named = tuple(density) if isinstance(density, Mapping) else None
         layers = chosen_weights(
-            self.model, example_inputs, keep=keep, prune_first=prune_first, prune_last=prune_last, named=named
-        )
+            self.model, example_inputs, keep=keep, prune_first=prune_first, prune_last=prune_last,
+            prune_pointwise=prune_pointwise, named=named,
+        )  # fmt: skip
         if isinstance(density, Mapping):
             self.density: Densities = {layers[name]: density[name] for name in layers}
         else:

@@ -21,6 +21,7 @@ from workloads.encodings import (
     fkw_bits,
     nm_bits,
     run_length_bits,
+    window_bits,
 )
 from workloads.errors import CodesignError, ConfigError
 from workloads.random_masks import RandomMasks
@@ -29,6 +30,8 @@ from workloads.sparsity import WeightSparsity
 TWO_BY_TWO = WeightSparsity.from_mask(np.array([[1, 0], [1, 1]], bool))
 FULL = WeightSparsity.from_mask(np.ones((8, 8, 3, 3), bool))
 CROSSES = [list(itertools.chain((4,), three)) for three in itertools.combinations((1, 3, 5, 7), 3)]  # PCONV's four
+
+FIXED = {"nm", "fkw", "window"}  # these hold a fixed number of weights a group and refuse others
 
 
 def pattern_mask(rng: np.random.Generator, filters: int, channels: int, kept: float) -> np.ndarray:
@@ -80,12 +83,26 @@ def test_fkw_of_the_published_example() -> None:
         fkw_bits(zeros, 8, patterns=1)
 
 
+def test_windows_by_hand() -> None:
+    mask = np.zeros((2, 2, 3, 3), bool)
+    mask[0, 0, 0, :2] = mask[1, 1, 1:, 2] = mask[1, 0, 0, 1:] = True
+    zeros = WeightSparsity.from_mask(mask)  # three kernels of two weights, each with four bits of nine places
+    assert window_bits(zeros, 8, 2) == 4 + 3 * 2 * (8 + 4)
+    three = WeightSparsity.from_mask(np.tile(np.eye(3, dtype=bool), (2, 2, 1, 1)))  # nine bits are less than 3 x 4
+    assert window_bits(three, 8, 3) == 4 + 4 * (3 * 8 + 9)
+    whole = WeightSparsity.from_mask(np.broadcast_to(mask.any((2, 3), keepdims=True), (2, 2, 3, 3)))
+    assert window_bits(whole, 8, 9) == 4 + 3 * 9 * 8
+    assert window_bits(TWO_BY_TWO, 8, 1) == bitmask_bits(TWO_BY_TWO, 8)
+    assert window_bits(WeightSparsity.from_density((2, 2, 3, 3), 1 / 6), 8, 2) == 4 + 3 * 2 * (8 + 4)
+
+
 def test_full_density_never_saves() -> None:
     dense = dense_bits(FULL, 8)
     for name, size in ENCODINGS.items():
-        if name not in ("nm", "fkw"):
+        if name not in FIXED:
             assert size(FULL, 8) >= dense, name
     assert nm_bits(FULL, 8, 4, 4) == dense + 2 * FULL.elements
+    assert window_bits(FULL, 8, entries=9) == dense + 64
     assert fkw_bits(FULL, 8, entries=9, patterns=1, index_bits=8) == dense + 8 * (64 + 8 * 2 + 17)
 
 
@@ -95,7 +112,7 @@ OPTIONS: dict[str, dict[str, object]] = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(set(ENCODINGS) - {"nm", "fkw"}))
+@pytest.mark.parametrize("name", sorted(set(ENCODINGS) - FIXED))
 @pytest.mark.parametrize("shape", [(17, 13, 3, 3), (30, 41, 1, 1)])
 @pytest.mark.parametrize("density", [0.0, 0.05, 0.4, 1.0])
 def test_expected_size_agrees_with_drawn_masks(name: str, shape: tuple[int, ...], density: float) -> None:
@@ -153,6 +170,9 @@ def test_density_that_cannot_fit() -> None:
         (lambda: fkw_bits(half, 8, 0), "patterns of 0 entries"),
         (lambda: fkw_bits(half.sample(rng), 8), "8 patterns of 4"),
         (lambda: fkw_bits(WeightSparsity.from_density((8, 8, 1, 1), 0.1), 8), "8 patterns of 4"),
+        (lambda: window_bits(half, 8), "4 weights of every kernel"),
+        (lambda: window_bits(half, 8, 0), "windows of 0 entries"),
+        (lambda: window_bits(half.sample(rng), 8), "4 weights of every kernel"),
         (lambda: block_bits(half, 8, 0, 4), "tile 0 x 4"),
         (lambda: run_length_bits(half, 8, 0), "run_bits: 0"),
         (lambda: encoding("bitmap")(half, 8), "did you mean 'bitmask'"),
