@@ -102,7 +102,9 @@ def labelled_batches(data: Labelled, batch_size: int, limit: int | None = None) 
         raise ConfigError(f"{limit} images to measure on, must be at least 1")
     if isinstance(data, ImageData):
         if data.split == "test":
-            raise ConfigError("data of split 'test' must not be chosen by; a method needs split 'heldout' or 'train'")
+            raise ConfigError(
+                "data of split 'test' would choose by it; a method needs pictures of split 'heldout' or 'train'"
+            )
         return (data if limit is None else data.take(min(limit, len(data)))).batches(batch_size)
     if not len(data):
         raise ConfigError("data holds no batch (x, y); give at least one")

@@ -319,7 +319,7 @@ class TestLabelledBatches:
 
     def test_what_is_refused(self, train):
         for given, limit, message in (
-            (dataclasses.replace(train, split="test"), None, "needs split 'heldout' or 'train'"),
+            (dataclasses.replace(train, split="test"), None, "needs pictures of split 'heldout' or 'train'"),
             ([], None, "data holds no batch"),
             (train, 0, "0 images to measure on, must be at least 1"),
         ):
