@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -86,22 +88,28 @@ def evaluate_loss(model: nn.Module, data: ImageData, batch_size: int = 500, limi
     return evaluate(model, data, batch_size=batch_size, limit=limit).loss
 
 
-def labelled_batches(data: Labelled, batch_size: int) -> Iterator[Batch]:
+def labelled_batches(data: Labelled, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
     """Batches (x, y) of what a method is given to measure on; ready-made batches keep their size.
 
     Args:
         data: training or held-out pictures, or a sequence of batches.
+        limit: stop after so many pictures, or at the end of the ready-made batch that reaches them.
 
     Raises:
-        ConfigError: test pictures, or no batch.
+        ConfigError: test pictures, no batch, or a limit below 1.
     """
+    if limit is not None and limit < 1:
+        raise ConfigError(f"{limit} images to measure on, must be at least 1")
     if isinstance(data, ImageData):
         if data.split == "test":
-            raise ConfigError("data of split 'test' must not be chosen by; a method needs split 'heldout' or 'train'")
-        return data.batches(batch_size)
+            raise ConfigError(
+                "data of split 'test' would choose by it; a method needs pictures of split 'heldout' or 'train'"
+            )
+        return (data if limit is None else data.take(min(limit, len(data)))).batches(batch_size)
     if not len(data):
         raise ConfigError("data holds no batch (x, y); give at least one")
-    return iter(data)
+    seen = list(accumulate(len(x) for x, _ in data))
+    return iter(data if limit is None else data[: bisect_left(seen, limit) + 1])
 
 
 @contextmanager

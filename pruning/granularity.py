@@ -10,12 +10,13 @@ A weight is (k, c, r, s), k filters, c input channels of a group, kernels r x s;
 | 2:4 (any N:M) | one weight | the best N of every M consecutive input channels |
 | 4x1, 1x4 (any KxC) | K consecutive filters x C input channels at one kernel position | the best blocks of the layer |
 | window | one weight | equally many of every kernel, to the nearest whole number |
+| row | one weight | equally many of every filter, to the nearest whole number |
 | pattern, pattern/4 | what a kernel's pattern leaves out, then whole kernels | see `_pattern`; 4 filters share both |
 | kernel | one r x s kernel | the best of the layer |
 | filter, channel | a filter; an input channel | the best of the layer |
 
-Except for N:M and windows a mask keeps exactly `kept_count(items, density)` of its items. Items of highest score come
-first, ties go to the lower index; blocks and filter groups at the edge may be smaller.
+Except for N:M, windows and rows a mask keeps exactly `kept_count(items, density)` of its items. Items of highest score
+come first, ties go to the lower index; blocks and filter groups at the edge may be smaller.
 """
 
 from __future__ import annotations
@@ -240,8 +241,18 @@ def _window(scores: Tensor, density: float) -> Tensor:
 
     Source: Gamboa et al., "Campfire", 2020 (the rule is inferred: the paper's text was not at hand).
     """
-    kernels = scores.reshape(*scores.shape[:2], -1)
-    return keep_best_along(kernels, 2, kept_count(kernels.shape[2], density)).view(scores.shape)
+    return _equally_many(scores, 2, density)
+
+
+def _row(scores: Tensor, density: float) -> Tensor:
+    """Equally many weights of every filter, as methods that compare weights of one output with each other keep."""
+    return _equally_many(scores, 1, density)
+
+
+def _equally_many(scores: Tensor, first: int, density: float) -> Tensor:
+    """The best of what the axes from `first` on hold, for each position on the axes before."""
+    items = scores.reshape(*scores.shape[:first], -1)
+    return keep_best_along(items, first, kept_count(items.shape[first], density)).view(scores.shape)
 
 
 def _padded(scores: Tensor, axis: int, multiple: int, value: float) -> Tensor:
@@ -274,6 +285,7 @@ GRANULARITIES: Mapping[str, Callable[..., Tensor]] = {
     "#:#": _n_of_m,
     "#x#": _block,
     "window": _window,
+    "row": _row,
     "pattern": _pattern,
     "pattern/#": _pattern,
     "kernel": _kernel,

@@ -6,7 +6,7 @@ change. `OneShot` sets them once, before training; `Gradual` along a cubic curve
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,6 +16,7 @@ from pruning import masks
 from pruning.filters import filter_companions, is_transposed, kept_filters
 from pruning.granularity import check_granularity, largest_density, mask
 from pruning.layers import chosen_weights
+from pruning.masks import MaskedWeight
 from pruning.methods.base import Inputs, Pruner
 from pruning.patterns import PatternLibrary
 from pruning.schedule import CubicSchedule
@@ -88,12 +89,11 @@ class MaskPruner(Pruner):
             found |= {other: kept for other in others}
         return found
 
-    def attach_dense(self) -> None:
+    def attach_dense(self, kind: Callable[[Tensor, int], MaskedWeight] = MaskedWeight) -> None:
         """Masks on everything that may lose weights, which keep all for now."""
         names = (*self.names, *(other for others in self.companions.values() for other in others))
-        masks.attach(
-            self.model, {n: torch.ones_like(masks.dense_weight(self.model, n), dtype=torch.bool) for n in names}
-        )
+        ones = {name: torch.ones_like(masks.dense_weight(self.model, name), dtype=torch.bool) for name in names}
+        masks.attach(self.model, ones, kind)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)

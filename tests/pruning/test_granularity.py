@@ -37,7 +37,7 @@ def test_what_is_kept_outweighs_what_is_removed(granularity):
     assert energy[counts].min() >= energy[~counts].max()
 
 
-NAMES = ("weight", "2:4", "4x1", "1x4", "2x3", "window", "pattern", "pattern/2", "kernel", "filter", "channel")
+NAMES = ("weight", "2:4", "4x1", "1x4", "2x3", "window", "row", "pattern", "pattern/2", "kernel", "filter", "channel")
 
 
 def test_every_form_is_tried_here():
@@ -132,6 +132,12 @@ def test_keep_best_is_a_stable_sort(values, data):
     order = sorted(range(len(values)), key=lambda i: (-values[i], i))[:count]
     found = keep_best(torch.tensor(values, dtype=torch.float32), count)
     assert torch.nonzero(found).flatten().tolist() == sorted(order)
+
+
+def test_rows_keep_equally_many_weights_of_every_filter():
+    assert (mask(WEIGHT, 0.4, "row").sum((1, 2, 3)) == kept_count(45, 0.4)).all()
+    weight = torch.tensor([[1.0, -2.0, 3.0, 0.5], [30.0, 10.0, 20.0, 40.0]])
+    assert mask(weight, 0.5, "row").int().tolist() == [[0, 1, 1, 0], [1, 0, 0, 1]]
 
 
 class TestPatterns:

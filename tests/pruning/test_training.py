@@ -9,7 +9,7 @@ from torch import nn
 
 from pruning import evaluation, masks, training
 from pruning.devices import has_fast_bf16, pick_device, pick_precision
-from pruning.evaluation import accuracy, evaluate, recalibrate
+from pruning.evaluation import accuracy, evaluate, labelled_batches, recalibrate
 from pruning.methods.magnitude import GradualMagnitude
 from pruning.training import Distillation, fit
 from workloads import data
@@ -302,6 +302,29 @@ class TestEvaluation:
         torch.testing.assert_close(model.bn.running_var, before_norm.var((0, 2, 3)), atol=1e-3, rtol=1e-2)
         assert not model.bn.training
         assert model.bn.momentum == 0.1
+
+
+class TestLabelledBatches:
+    def test_pictures_come_in_order_up_to_the_limit(self, train):
+        found = list(labelled_batches(train, 8, limit=20))
+        assert [len(y) for _, y in found] == [8, 8, 4]
+        assert torch.equal(torch.cat([x for x, _ in found]), train.tensor(slice(20)))
+        assert sum(len(y) for _, y in labelled_batches(train.take(9), 4)) == 9
+
+    def test_ready_made_batches_stay_whole(self):
+        ready = [(torch.full((4, 1), float(i)), torch.zeros(4)) for i in range(3)]
+        for limit, count in ((None, 3), (4, 1), (5, 2), (99, 3)):
+            found = list(labelled_batches(ready, 2, limit))
+            assert [id(x) for x, _ in found] == [id(x) for x, _ in ready[:count]]
+
+    def test_what_is_refused(self, train):
+        for given, limit, message in (
+            (dataclasses.replace(train, split="test"), None, "needs pictures of split 'heldout' or 'train'"),
+            ([], None, "data holds no batch"),
+            (train, 0, "0 images to measure on, must be at least 1"),
+        ):
+            with pytest.raises(ConfigError, match=message):
+                labelled_batches(given, 8, limit)
 
 
 class TestDevices:
