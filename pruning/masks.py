@@ -12,7 +12,7 @@ Who trains it on calls `keep_masks(model, optimizer)` once, and the zeros stay z
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +46,16 @@ class MaskedWeight(nn.Module):
         return weight
 
 
-def attach(model: nn.Module, masks: Masks) -> None:
+def attach(
+    model: nn.Module, masks: Masks, make: Callable[[Tensor, int], MaskedWeight] = MaskedWeight
+) -> dict[str, MaskedWeight]:
     """Let `model` train with masks: in place, since it is a method's prepared copy.
+
+    Args:
+        make: (mask, position) -> parametrization, for methods whose forward is another.
+
+    Returns:
+        The parametrizations by parameter name.
 
     Raises:
         PlanError: a name is no parameter, has a mask already, or is tied to another name (torch would untie them).
@@ -63,7 +71,8 @@ def attach(model: nn.Module, masks: Masks) -> None:
             raise PlanError(f"{name!r} is the same tensor as {tied[0]!r}; tied parameters can only be masked by bake")
     for name, mask in found.items():
         module, leaf = owner(model, name)
-        parametrize.register_parametrization(module, leaf, MaskedWeight(mask, positions[name]))
+        parametrize.register_parametrization(module, leaf, make(mask, positions[name]))
+    return {name: part for name, part in _attached(model).items() if name in found}
 
 
 def set_masks(model: nn.Module, masks: Masks) -> None:
