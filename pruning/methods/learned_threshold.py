@@ -72,17 +72,21 @@ class SoftThreshold(MaskedWeight):
         """z = (w^2 - tau) / T, float32."""
         return (weight.float().square() - self.threshold) / self.temperature
 
-    def slopes(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """What turns dL/dw into the gradient of the threshold, and dL0/dw; both float32, of the weight's shape.
+    @torch.no_grad()
+    def slopes(self, weight: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What turns dL/dw into the gradient of the threshold; dL0/dw; - dL0/dtau. All float32.
 
         The first is dv/dtau over dv/dw with its sign turned, w (1 - s) / T, over 1 + 2 w^2 (1 - s) / T where the
-        gradient is exact.
+        gradient is exact. The last is a sum over the layer, the others are of the weight's shape.
+
+        Args:
+            s: `gate(weight)`.
         """
-        w, s = weight.float(), self.gate(weight)
-        slope = w * (1 - s) / self.temperature
+        w = weight.float()
+        slope, sigma = w * (1 - s) / self.temperature, (s * (1 - s)).sum() / self.temperature
         if not self.is_exact:
-            return slope, torch.zeros_like(slope)
-        return slope / (1 + 2 * w * slope), 2 * s * slope
+            return slope, torch.zeros_like(sigma), sigma
+        return slope / (1 + 2 * w * slope), 2 * s * slope, sigma
 
     def freeze(self, mask: Tensor) -> None:
         """Compute with a hard mask from now on."""
@@ -112,7 +116,8 @@ class LearnedThreshold(Pruner):
     """Learn how much every layer can lose, then retrain what is left; start from a trained network.
 
     Until `end` gates are soft and thresholds move; then masks are hard and stay. `finalize` answers with hard masks at
-    any time.
+    any time. Thresholds follow the gradients of the weights as they are when `step` is called, so clipping reaches
+    both; a term of the user's own on the dense values behind the gates would disturb them.
 
     Choices, where the paper is silent or not at hand: tau starts at 0; T is T0 Var(|w|) of the weights at the start;
     the soft L0 norm sends no gradient to the weights unless `exact_gradient` asks for it, so that neither its size nor
@@ -211,12 +216,9 @@ class LearnedThreshold(Pruner):
             return super().loss()
         rows, norms = [], []
         for gate, weight in self._weights():
-            with torch.set_grad_enabled(gate.is_exact and torch.is_grad_enabled()):
-                norms.append(gate.gate(weight).sum())
-            with torch.no_grad():
-                slope, of_norm = gate.slopes(weight)
-                s = gate.gate(weight)
-                rows.append((slope, of_norm, (s * (1 - s)).sum() / gate.temperature))
+            s = gate.gate(weight if gate.is_exact else weight.detach())
+            norms.append(s.sum())
+            rows.append(gate.slopes(weight, s.detach()))
         self.kept = tuple(rows)
         total = torch.stack(norms).sum()
         self.soft = total.detach()
@@ -326,7 +328,7 @@ class LearnedThreshold(Pruner):
         return [gate.distance(weight) > 0 if gate.is_soft else gate.mask for gate, weight in self._weights()]
 
     def _write(self) -> None:
-        for gate, tau in zip(self.gates(), self.scaled * self.scale, strict=True):
+        for gate, tau in zip(self.gates(), (self.scaled * self.scale).tolist(), strict=True):
             gate.threshold.fill_(tau)
 
     def _freeze(self) -> None:

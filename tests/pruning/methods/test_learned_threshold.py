@@ -53,7 +53,9 @@ class TestGate:
         assert float(by_tau) == pytest.approx(-13.7414, rel=1e-5)
         (norm_by_tau,) = torch.autograd.grad(gate.gate(weight).sum(), gate.threshold)
         assert float(norm_by_tau) == pytest.approx(-124.922, rel=1e-5)
-        of_gradient, _ = gate.slopes(weight)
+        of_gradient, of_norm, norm_by_minus_tau = gate.slopes(weight, gate.gate(weight))
+        assert norm_by_minus_tau.item() == pytest.approx(124.922, rel=1e-5)
+        assert of_norm.item() == pytest.approx(2 * 0.11 * 124.922 if is_exact else 0, rel=1e-5)
         assert (-of_gradient * by_weight).item() == pytest.approx(-13.7414, rel=1e-5)
 
     def test_gates_are_float32_under_autocast(self):
