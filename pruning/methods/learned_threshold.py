@@ -335,10 +335,11 @@ class LearnedThreshold(Pruner):
         """Hard masks from now on; where a density is wanted, by thresholds times one number."""
         if self.density is not None:
             squares = [w.float().square() / torch.maximum(g.threshold, g.temperature) for g, w in self._weights()]
-            for one in squares:
-                one.view(-1)[one.argmax()] = math.inf
-            kept = keep_best(torch.cat([one.flatten() for one in squares]), kept_count(self.size, self.density))
-            parts = kept.split([one.numel() for one in squares])
+            rows = [one.flatten() for one in squares]
+            for row in rows:
+                row[row.argmax()] = math.inf
+            kept = keep_best(torch.cat(rows), kept_count(self.size, self.density))
+            parts = kept.split([row.numel() for row in rows])
             found = [part.view(one.shape) for part, one in zip(parts, squares, strict=True)]
         else:
             found = self._hard()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from pruning import masks
 from pruning.methods.drop_pruning import DropPruning, drop_in_probability, drop_step, expected_size, settling_steps
-from pruning.testing import Loop, batches, same, small_net
+from pruning.testing import STEPS, Loop, batches, same, small_net
 from workloads.errors import CodesignError
 
 EXAMPLE = (torch.zeros(2, 3, 8, 8),)
@@ -165,6 +165,16 @@ class TestReturn:
             loop.run(data[15:])
             results.append(pruner.finalize().state_dict())
         assert same(*results)
+
+
+def test_channels_last_changes_nothing():
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        pruner = DropPruning(small_net().train(), EXAMPLE, STEPS, density=0.4, scope="global", recover="last", **FAST)
+        pruner.model.to(memory_format=layout)
+        *_, last = walk(pruner, STEPS)
+        found.append(last)
+    assert same(*found)
 
 
 def test_certain_removal_without_return_is_iterative_magnitude_pruning():

@@ -271,6 +271,19 @@ class TestTrail:
         assert [path.name for path in cut.folder.glob("*.safetensors")] == [cut.points[0].file]
 
 
+def test_channels_last_changes_nothing():
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        pruner = prepared(prune_first=True, prune_last=True)
+        pruner.model.to(memory_format=layout)
+        for _ in range(STEPS):
+            (sum(weight.square().sum() for weight in pruner.model.parameters()) + pruner.loss()).backward()
+            pruner.step()
+        found.append(masks.masks_of(pruner.finalize()))
+    assert same(*found)
+    assert masks.density(found[0].values()) < 0.5
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
