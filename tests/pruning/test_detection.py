@@ -14,12 +14,14 @@ from pruning.detection import (
     decode,
     detect,
     encode,
+    evaluate_detector,
     iou,
     match,
     mean_average_precision,
     multibox_loss,
     suppress,
 )
+from pruning.methods.network_pruning_network import NetworkPruningNetwork
 from workloads.data import ImageData, Preprocessing
 from workloads.data.detection import MOST, SIDE, compose, cut_out, digits_detection
 from workloads.errors import ConfigError
@@ -197,3 +199,24 @@ class TestDetector:
         assert (moved[:512] == 0).all()
         torch.testing.assert_close(moved[512:].reshape(64, 2, 4)[:, 1, 0], torch.ones(64))
         assert moved[512:].sum() == pytest.approx(64, rel=1e-4)
+
+    def test_the_pruner_network_prunes_it_by_its_own_loss(self):
+        """The method never sees a label: the loss comes from this loop; heads keep their outputs."""
+        data, places = compose(digits(), 32, 0), anchors(GRIDS)
+        inputs = (example_input("ssd_digits"),)
+        pruner = NetworkPruningNetwork(
+            build("ssd_digits").train(), inputs, 6, end=0.5, strength=50.0, lr=0.2, smoothing=0.0
+        )
+        assert list(pruner.groups) == ["fine.0.0", "fine.1.0", "fine.2.0", "coarse.0.0", "coarse.1.0"]
+        assert len(pruner.learner.network.taps) == 4
+        optimizer = torch.optim.SGD(pruner.model.parameters(), 0.01)
+        for x, y in [*data.batches(16)] * 3:
+            optimizer.zero_grad()
+            (multibox_loss(pruner.model(x), y, places) + pruner.loss()).backward()
+            optimizer.step()
+            pruner.step()
+        baked = pruner.finalize().eval()
+        small = pruner.plan().apply(baked, inputs)
+        assert lower(small, inputs).macs < 0.9 * lower(baked, inputs).macs
+        torch.testing.assert_close(small(inputs[0]), baked(inputs[0]), atol=1e-4, rtol=1e-4)
+        assert 0 <= evaluate_detector(small, data, places) <= 1
