@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -44,7 +44,7 @@ WEIGHTINGS = ("filters", "macs")
 class NetworkPruningNetwork(Pruner):
     """Learn with a pruner network which channels go, then fine-tune without them.
 
-    Three phases: up to step `end` the target is frozen (`requires_grad` off, so the user's optimizer passes it over;
+    Two phases: up to step `end` the target is frozen (`requires_grad` off, so the user's optimizer passes it over;
     batch norms still follow the statistics of the gated network) and the pruner network learns; at `end` one binary
     vector a group is fixed; from then on the target learns with it. Before `end` training batches see the gates of
     their own mean, evaluation those that would be fixed now. `finalize` zeroes what goes; `plan` removes it.
@@ -77,15 +77,7 @@ class NetworkPruningNetwork(Pruner):
 
     EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"strength": 20.0, "lr": 0.5, "end": 0.75},
-        {
-            "strength": 20.0,
-            "lr": 1.0,
-            "smoothing": 0.5,
-            "end": 0.5,
-            "weighting": "macs",
-            "floor": 0.25,
-            "keep": ("conv1",),
-        },
+        {"strength": 20.0, "lr": 1.0, "smoothing": 0.5, "end": 0.5, "weighting": "macs", "keep": ("conv1",)},
     )
 
     def __init__(
@@ -408,14 +400,19 @@ def _last_layers(graph: LayerGraph) -> list[str]:
 # ---- options ---------------------------------------------------------------------------------------------------------
 
 
+RANGES: Mapping[str, tuple[str, Callable[[float], bool]]] = {
+    "strength": ("a finite number above 0", lambda v: 0 < v < math.inf),
+    "end": ("above 0 and at most 1", lambda v: 0 < v <= 1),
+    "warmup": ("from 0 to 1", lambda v: 0 <= v <= 1),
+    "floor": ("from 0 to 1", lambda v: 0 <= v <= 1),
+    "lr": ("a finite number above 0", lambda v: 0 < v < math.inf),
+    "bias": ("a finite number above 0, so that gates start open", lambda v: 0 < v < math.inf),
+    "smoothing": ("from 0 to below 1", lambda v: 0 <= v < 1),
+}
+
+
 def _check(**options: float) -> None:
-    allowed = {
-        "strength": (0, math.inf), "end": (0, 1), "warmup": (-1e-9, 1), "floor": (-1e-9, 1), "lr": (0, math.inf),
-        "bias": (0, math.inf), "smoothing": (-1e-9, 1),
-    }  # fmt: skip
     for name, value in options.items():
-        low, high = allowed[name]
-        if not (low < value <= high and math.isfinite(value)) or (name == "smoothing" and value == 1):
-            start = "0 <=" if low < 0 else "0 <"
-            limit = "" if high == math.inf else f" {'<' if name == 'smoothing' else '<='} 1"
-            raise PlanError(f"{name} {value}, needs {start} {name}{limit}")
+        allowed, is_right = RANGES[name]
+        if not is_right(value):
+            raise PlanError(f"{name} {value}, must be {allowed}")
