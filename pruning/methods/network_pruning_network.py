@@ -4,7 +4,8 @@ A copy of the target, the *pruner network*, has its last layers replaced by head
 of every channel group: a filter where channels are free, a channel of the whole stream where additions tie them, a
 head of attention. Averaged over the batch and cut at zero, the outputs are gates on the target's feature maps:
 
-    b_u = 1 if mean over the batch of z_u > 0 else 0,    loss = task(O(x; W, b), y) + lambda * kept share(b)
+    b_u = 1 if mean over the batch of z_u > 0 else 0
+    loss = task(O(x; W, b), y) + lambda * max(0, kept share(b) - budget)
 
 A gate belongs after batch norm and activation, where the channel is read; `pruning.gates` puts it there as a factor
 on the weights that read the channel, which answers the same. Taking a closed channel away then changes no answer,
@@ -54,22 +55,24 @@ class NetworkPruningNetwork(Pruner):
         example_inputs: one batch, traced for the channel groups and run once for the widths of the heads.
         total_steps: optimizer steps of the training to come, both phases.
         strength: lambda, in units of the task's loss for the whole network: a filter of N stays open while it lowers
-            the loss by more than about strength / N.
+            the loss by more than about strength / N. Without a budget, more than the loss of guessing closes all.
         end: fraction of `total_steps` after which the gates are fixed.
         warmup: fraction of the pruner's phase in which lambda climbs linearly from zero.
         floor: fraction of a layer's units that always stay, those of largest logit; at least one does.
+        budget: the share of filters (or MACs) at which lambda stops pressing; by default it never does.
         weighting: "filters" counts every filter alike (the paper's goal), "macs" the multiplications that are left.
         lr: of the pruner network's own Adam. bias: logit with which every gate starts.
         smoothing: of the running average of logits that decides, per step.
         keep: names of layers whose output channels all stay.
         seed: of the heads' weights.
 
-    Choices. The paper's full text was not available; its abstract fixes the architecture, binary outputs, the goal and
-    one shot. Chosen here: initialisation from the target; logits (not decisions) averaged over a batch while learning,
-    and by a running average for the final vector, since a pruned network can only have one; the straight-through
-    estimator with the slope of a sigmoid, d b / d z = s(z) (1 - s(z)); a frozen target; Adam; heads that start open;
-    the warm-up of lambda; the floor; pooling of what the last layers read to one number a channel; no dropout in the
-    pruner network. Groups that nothing reads by weights of its own (lone queries and keys) are left alone.
+    Choices. The paper's full text was not available; its abstract fixes the architecture, binary outputs, the goal
+    and one shot. Chosen here: initialisation from the target; logits (not decisions) averaged over a batch while
+    learning, and by a running average for the final vector, since a pruned network can only have one; the
+    straight-through estimator with the slope of a sigmoid, d b / d z = s(z) (1 - s(z)); a frozen target; Adam; heads
+    that start open; the warm-up of lambda; the floor; a budget, off by default; pooling of what the last layers read
+    to one number a channel; no dropout in the pruner network. Groups that nothing reads by weights of its own (lone
+    queries and keys) are left alone.
 
     Raises:
         PlanError: no channel group can be gated, a last layer is no module, or an option is out of range.
@@ -90,6 +93,7 @@ class NetworkPruningNetwork(Pruner):
         end: float = 0.3,
         warmup: float = 0.3,
         floor: float = 0.1,
+        budget: float = 0.0,
         weighting: Literal["filters", "macs"] = "filters",
         lr: float = 1e-3,
         bias: float = 2.0,
@@ -98,10 +102,11 @@ class NetworkPruningNetwork(Pruner):
         seed: int = 0,
     ) -> None:
         super().__init__(model, total_steps)
-        _check(strength=strength, end=end, warmup=warmup, floor=floor, lr=lr, bias=bias, smoothing=smoothing)
+        _check(strength=strength, end=end, warmup=warmup, floor=floor, budget=budget)
+        _check(lr=lr, bias=bias, smoothing=smoothing)
         if weighting not in WEIGHTINGS:
             raise unknown_name("weighting", weighting, WEIGHTINGS)
-        self.strength, self.weighting, self.smoothing = strength, weighting, smoothing
+        self.strength, self.budget, self.weighting, self.smoothing = strength, budget, weighting, smoothing
         self.end = max(1, round(end * total_steps))
         self.warm_steps = max(1, round(warmup * self.end))
         graph = wire(self.model, example_inputs).graph
@@ -177,11 +182,14 @@ class NetworkPruningNetwork(Pruner):
     # ---- training ----------------------------------------------------------------------------------------------------
 
     def loss(self) -> Tensor:
-        """lambda times the share of filters or MACs that the gates of the last batch keep; zero once they are fixed."""
+        """lambda times the share of filters or MACs that the last batch's gates keep beyond the budget.
+
+        Zero once the gates are fixed.
+        """
         if self.learner is None or self.gates.values is None:
             return super().loss()
         strength = self.strength * min(1.0, (self.steps_done + 1) / self.warm_steps)
-        return strength * self.cost.share(self.gates.values, self.weighting)
+        return strength * (self.cost.share(self.gates.values, self.weighting) - self.budget).relu()
 
     def after_step(self) -> None:
         """The pruner network's own step, and at `end` the decision."""
@@ -405,6 +413,7 @@ RANGES: Mapping[str, tuple[str, Callable[[float], bool]]] = {
     "end": ("above 0 and at most 1", lambda v: 0 < v <= 1),
     "warmup": ("from 0 to 1", lambda v: 0 <= v <= 1),
     "floor": ("from 0 to 1", lambda v: 0 <= v <= 1),
+    "budget": ("from 0 to below 1", lambda v: 0 <= v < 1),
     "lr": ("a finite number above 0", lambda v: 0 < v < math.inf),
     "bias": ("a finite number above 0, so that gates start open", lambda v: 0 < v < math.inf),
     "smoothing": ("from 0 to below 1", lambda v: 0 <= v < 1),

@@ -119,6 +119,20 @@ class TestLearning:
             found.append(round(float(pruner.loss()), 4))
         assert found == [0.3, 1.5, 3.0, 3.0]
 
+    def test_lambda_stops_pressing_at_the_budget(self):
+        """Of 28 filters (stem 8, conv1 12, conv2 8) the stream's first unit takes two along."""
+        pruner = pruner_of(small_net(), 100, end=0.5, warmup=0.0, strength=2.0, budget=26 / 28)
+        gates = torch.ones(1 + len(pruner.logits))
+        first, _ = pruner.groups["stem"]
+        pruner.gates.values = gates
+        assert float(pruner.loss()) == pytest.approx(2 * 2 / 28)
+        gates[1 + first] = 0.0
+        assert float(pruner.loss()) == pytest.approx(0, abs=1e-6)
+        gates[2 + first] = 0.0
+        pruner.gates.values = gates.requires_grad_()
+        pruner.loss().backward()
+        assert not gates.grad.any()
+
     def test_the_floor_keeps_the_largest_logits_of_every_kind_of_unit(self):
         pruner = pruner_of(build("resnet20"), inputs=(torch.zeros(1, 3, 32, 32),), floor=0.25)
         first, size = pruner.groups["conv1"]
@@ -274,6 +288,7 @@ def test_other_methods_go_on_from_the_result_and_a_teacher_helps():
         ({"end": 1.5}, "end 1.5, must be above 0"),
         ({"warmup": -0.1}, "warmup -0.1, must be from 0 to 1"),
         ({"floor": 1.1}, "floor 1.1, must be from 0 to 1"),
+        ({"budget": 1.0}, "budget 1.0, must be from 0 to below 1"),
         ({"smoothing": 1.0}, "smoothing 1.0, must be from 0 to below 1"),
         ({"bias": -1.0}, "bias -1.0, must be a finite number above 0, so"),
         ({"lr": 0.0}, "lr 0.0, must be"),
