@@ -2,9 +2,9 @@
 
 A copy of the target, the *pruner network*, has its last layers replaced by heads with one output z_u for every unit u
 of every channel group: a filter where channels are free, a channel of the whole stream where additions tie them, a
-head of attention. Averaged over the batch and cut at zero, the outputs are gates on the target's feature maps:
+head of attention. Averaged over the batch and over batches, then cut at zero, they are gates on the target's maps:
 
-    b_u = 1 if mean over the batch of z_u > 0 else 0
+    b_u = 1 if the average of z_u > 0 else 0
     loss = task(O(x; W, b), y) + lambda * max(0, kept share(b) - budget)
 
 A gate belongs after batch norm and activation, where the channel is read; `pruning.gates` puts it there as a factor
@@ -46,9 +46,9 @@ class NetworkPruningNetwork(Pruner):
     """Learn with a pruner network which channels go, then fine-tune without them.
 
     Two phases: up to step `end` the target is frozen (`requires_grad` off, so the user's optimizer passes it over;
-    batch norms still follow the statistics of the gated network) and the pruner network learns; at `end` one binary
-    vector a group is fixed; from then on the target learns with it. Before `end` training batches see the gates of
-    their own mean, evaluation those that would be fixed now. `finalize` zeroes what goes; `plan` removes it.
+    batch norms still follow the gated network) and the pruner network learns; at `end` one binary
+    vector a group is fixed; from then on the target learns with it. Before `end` every batch sees the gates that would
+    be fixed after it. `finalize` zeroes what goes; `plan` removes it.
 
     Args:
         model: a trained network; not modified.
@@ -62,17 +62,17 @@ class NetworkPruningNetwork(Pruner):
         budget: the share of filters (or MACs) at which lambda stops pressing; by default it never does.
         weighting: "filters" counts every filter alike (the paper's goal), "macs" the multiplications that are left.
         lr: of the pruner network's own Adam. bias: logit with which every gate starts.
-        smoothing: of the running average of logits that decides, per step.
+        smoothing: share of the past in the running average of logits, per step; 0 for this batch alone.
         keep: names of layers whose output channels all stay.
         seed: of the heads' weights.
 
     Choices. The paper's full text was not available; its abstract fixes the architecture, binary outputs, the goal
-    and one shot. Chosen here: initialisation from the target; logits (not decisions) averaged over a batch while
-    learning, and by a running average for the final vector, since a pruned network can only have one; the
-    straight-through estimator with the slope of a sigmoid, d b / d z = s(z) (1 - s(z)); a frozen target; Adam; heads
-    that start open; the warm-up of lambda; the floor; a budget, off by default; pooling of what the last layers read
-    to one number a channel; no dropout in the pruner network. Groups that nothing reads by weights of its own (lone
-    queries and keys) are left alone.
+    and one shot. Chosen here: initialisation from the target; logits (not decisions) averaged over the batch and,
+    exponentially, over batches, since a pruned network has one vector only and training is to see the final one; the
+    straight-through estimator with the slope of a sigmoid at the average z, s(z) (1 - s(z)), through this batch's
+    mean alone, unscaled; a frozen target; Adam; heads that start open; the warm-up of lambda; the floor; a budget,
+    off by default; pooling of what the last layers read to one number a channel; no dropout in the pruner network.
+    Groups that nothing reads by weights of its own (lone queries and keys) are left alone.
 
     Raises:
         PlanError: no channel group can be gated, a last layer is no module, or an option is out of range.
@@ -97,7 +97,7 @@ class NetworkPruningNetwork(Pruner):
         weighting: Literal["filters", "macs"] = "filters",
         lr: float = 1e-3,
         bias: float = 2.0,
-        smoothing: float = 0.95,
+        smoothing: float = 0.9,
         keep: Sequence[str] = (),
         seed: int = 0,
     ) -> None:
@@ -155,16 +155,21 @@ class NetworkPruningNetwork(Pruner):
         return self.model.register_forward_pre_hook(before, with_kwargs=True)
 
     def _open(self, learner: Learner, logits: Tensor) -> None:
-        """Gates of a batch: those of its mean, with the sigmoid's slope.
+        """The gates that would be fixed after this batch, with the slope of the sigmoid.
 
         Args:
             logits: float32, (n, units).
         """
         mean = logits.mean(0)
-        soft = mean.sigmoid()
-        hard = self._floored(mean.detach().cpu()).to(soft)
+        average = self._averaged(mean)
+        soft = (average.to(mean.device) + (mean - mean.detach())).sigmoid()
+        hard = self._floored(average).to(soft)
         learner.seen = logits.detach()
         self.gates.values = with_one(hard + (soft - soft.detach()))
+
+    def _averaged(self, mean: Tensor) -> Tensor:
+        """The running average of the logits after a batch of this mean, on the CPU."""
+        return self.smoothing * self.logits + (1 - self.smoothing) * mean.detach().cpu()
 
     def _floored(self, logits: Tensor) -> Tensor:
         """bool (units,) on the CPU: positive ones, and of every layer at least the floor."""
@@ -182,7 +187,7 @@ class NetworkPruningNetwork(Pruner):
     # ---- training ----------------------------------------------------------------------------------------------------
 
     def loss(self) -> Tensor:
-        """lambda times the share of filters or MACs that the last batch's gates keep beyond the budget.
+        """lambda times the share of filters or MACs that the gates keep beyond the budget.
 
         Zero once the gates are fixed.
         """
@@ -196,10 +201,9 @@ class NetworkPruningNetwork(Pruner):
         if self.learner is None:
             return
         if (seen := self.learner.step()) is not None:
-            old = self.smoothing
-            self.logits = old * self.logits + (1 - old) * seen.mean(0).cpu()
+            self.logits = self._averaged(seen.mean(0))
             agree = float(((seen > 0).cpu() == (self.logits > 0)).float().mean())
-            self.agreement = old * self.agreement + (1 - old) * agree
+            self.agreement = self.smoothing * self.agreement + (1 - self.smoothing) * agree
         if self.gates.values is not None:
             self.gates.values = self.gates.values.detach()
         if self.steps_done >= self.end:

@@ -47,11 +47,22 @@ class TestGates:
 
     def test_a_batch_opens_one_vector_for_all_its_samples(self):
         """The logits' mean decides, not the sample's own: here unit 0 is closed though one sample opens it."""
-        pruner = pruner_of(small_net().eval())
+        pruner = pruner_of(small_net(), smoothing=0.0)
         logits = torch.full((2, len(pruner.logits)), 1.0)
         logits[:, 0] = torch.tensor([1.0, -3.0])
         pruner._open(pruner.learner, logits)
         assert pruner.gates.values.tolist() == [1.0, 0.0, *[1.0] * (len(pruner.logits) - 1)]
+
+    def test_training_sees_what_would_be_fixed_after_the_batch(self):
+        """Running average 0.75 x 2 + 0.25 z: z = -4 opens, z = -8 closes."""
+        pruner = pruner_of(small_net(), smoothing=0.75, bias=2.0, floor=0.0)
+        logits = torch.full((3, len(pruner.logits)), -4.0)
+        logits[:, 5] = -8.0
+        pruner._open(pruner.learner, logits)
+        seen = pruner.gates.values[1:] > 0
+        assert (~seen).nonzero().tolist() == [[5]]
+        pruner.after_step()
+        assert torch.equal(pruner.decision(), seen)
 
     def test_gates_start_open(self):
         model = small_net().train()
@@ -86,7 +97,7 @@ class TestLearning:
         torch.testing.assert_close(pruner.learner.network.heads.bias.grad, wanted)
 
     def test_closed_gates_still_learn(self):
-        pruner = pruner_of(small_net())
+        pruner = pruner_of(small_net(), smoothing=0.0)
         pruner.learner.network.heads.bias.data.fill_(-1.0)
         F.cross_entropy(pruner.model(batches(1)[0][0]), batches(1)[0][1]).backward()
         assert (pruner.learner.network.heads.bias.grad != 0).sum() > 15
