@@ -24,6 +24,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -39,6 +40,7 @@ from workloads.errors import PlanError, unknown_name
 from workloads.graph import KIND, Kind, LayerGraph
 
 WEIGHTINGS = ("filters", "macs")
+BACKBONE_RATE = 0.1  # of the heads' learning rate: a trained backbone that moves as fast moves all logits at once
 
 
 @register("network_pruning_network")
@@ -61,7 +63,7 @@ class NetworkPruningNetwork(Pruner):
         floor: fraction of a layer's units that always stay, those of largest logit; at least one does.
         budget: the share of filters (or MACs) at which lambda stops pressing; by default it never does.
         weighting: "filters" counts every filter alike (the paper's goal), "macs" the multiplications that are left.
-        lr: of the pruner network's own Adam. bias: logit with which every gate starts.
+        lr: of the heads, which have an Adam of their own. bias: logit with which every gate starts.
         smoothing: share of the past in the running average of logits, per step; 0 for this batch alone.
         keep: names of layers whose output channels all stay.
         seed: of the heads' weights.
@@ -71,7 +73,8 @@ class NetworkPruningNetwork(Pruner):
     exponentially, over batches, since a pruned network has one vector only and training is to see the final one; the
     straight-through estimator with the slope of a sigmoid at the average z, s(z) (1 - s(z)), through this batch's
     mean alone, unscaled; a frozen target; Adam; heads that start open; the warm-up of lambda; the floor; a budget,
-    off by default; pooling of what the last layers read to one number a channel; no dropout in the pruner network.
+    off by default; what the last layers read, averaged over positions and normalised over channels to norm one, as
+    what the heads read; a backbone that learns at a tenth of the heads' rate; no dropout in the pruner network.
     Groups that nothing reads by weights of its own (lone queries and keys) are left alone.
 
     Raises:
@@ -95,8 +98,8 @@ class NetworkPruningNetwork(Pruner):
         floor: float = 0.1,
         budget: float = 0.0,
         weighting: Literal["filters", "macs"] = "filters",
-        lr: float = 1e-3,
-        bias: float = 2.0,
+        lr: float = 3e-3,
+        bias: float = 1.0,
         smoothing: float = 0.9,
         keep: Sequence[str] = (),
         seed: int = 0,
@@ -287,7 +290,10 @@ class Learner:
         self, model: nn.Module, inputs: Inputs, wiring: Wiring, units: int, bias: float, lr: float, seed: int
     ) -> None:
         self.network = PrunerNetwork(model, inputs, last_modules(model, wiring), units, bias, seed)
-        self.optimizer = torch.optim.Adam([p for p in self.network.parameters() if p.requires_grad], lr)
+        heads, backbone = self.network.heads, self.network.backbone
+        rest = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+        groups: list[dict[str, Any]] = [{"params": [*heads.parameters()]}, {"params": rest, "lr": lr * BACKBONE_RATE}]
+        self.optimizer = torch.optim.Adam(groups[: 1 + bool(rest)], lr)
         self.seen: Tensor | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -343,12 +349,12 @@ class PrunerNetwork(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.heads = nn.utils.skip_init(nn.Linear, width, units)
         with torch.no_grad():
-            self.heads.weight.normal_(std=0.01 / math.sqrt(width), generator=generator)
+            self.heads.weight.normal_(std=0.01, generator=generator)
             self.heads.bias.fill_(bias)
         self.heads.to(next(model.parameters()).device)
 
     def features(self, *args: Any, **kwargs: Any) -> Tensor:
-        """What the last layers would have read, (n, width)."""
+        """What the last layers would have read, averaged over positions: float32, (n, width)."""
         for tap in self.taps:
             tap.read = []
         self.backbone(*args, **kwargs)
@@ -356,10 +362,11 @@ class PrunerNetwork(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         features = self.features(*args, **kwargs)
+        width = features.shape[1]
         for tap in self.taps:
             tap.read = []
         with torch.autocast(features.device.type, enabled=False):
-            return self.heads(features)
+            return self.heads(F.layer_norm(features, (width,)) / math.sqrt(width))
 
 
 class Tap(nn.Module):
