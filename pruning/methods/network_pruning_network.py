@@ -48,9 +48,9 @@ class NetworkPruningNetwork(Pruner):
     """Learn with a pruner network which channels go, then fine-tune without them.
 
     Two phases: up to step `end` the target is frozen (`requires_grad` off, so the user's optimizer passes it over;
-    batch norms still follow the gated network) and the pruner network learns; at `end` one binary
-    vector a group is fixed; from then on the target learns with it. Before `end` every batch sees the gates that would
-    be fixed after it. `finalize` zeroes what goes; `plan` removes it.
+    batch norms still follow the gated network) and the pruner network learns; at `end` one binary vector a group is
+    fixed; from then on the target learns with it. Before `end` every batch sees the gates that would be fixed after
+    it. `finalize` zeroes what goes; `plan` removes it.
 
     Args:
         model: a trained network; not modified.
@@ -63,7 +63,7 @@ class NetworkPruningNetwork(Pruner):
         floor: fraction of a layer's units that always stay, those of largest logit; at least one does.
         budget: the share of filters (or MACs) at which lambda stops pressing; by default it never does.
         weighting: "filters" counts every filter alike (the paper's goal), "macs" the multiplications that are left.
-        lr: of the heads, which have an Adam of their own. bias: logit with which every gate starts.
+        lr: of the heads, in the pruner's own Adam. bias: logit with which every gate starts.
         smoothing: share of the past in the running average of logits, per step; 0 for this batch alone.
         keep: names of layers whose output channels all stay.
         seed: of the heads' weights.
