@@ -56,6 +56,11 @@ def check(model, *inputs) -> LayerGraph:
     return graph
 
 
+def arrays(answer) -> list[np.ndarray]:
+    """The outputs of a network, one or several, of torch or of the interpreter."""
+    return [np.asarray(part) for part in (answer if isinstance(answer, tuple) else (answer,))]
+
+
 def flops(model, *inputs) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(*inputs)

@@ -90,7 +90,12 @@ class TestEveryModel:
     def test_shapes_follow_batch_and_classes(self, name, batch, num_classes):
         classes = num_classes or find(name).num_classes
         answer = on_meta(name, classes)(example_input(name, batch).to("meta"))
-        assert answer.shape == (batch, classes)
+        if find(name).task == "detection":
+            boxes, answer = answer
+            assert boxes.shape == (batch, answer.shape[1], 4)
+            assert answer.shape[::2] == (batch, 1 + classes)
+        else:
+            assert answer.shape == (batch, classes)
         assert answer.dtype == torch.float32
 
 

@@ -40,6 +40,7 @@ class ModelEntry:
         preprocessing: what its input needs; None where that is the data set's own normalisation.
         weights: file of pretrained weights below `weights/` of the data folder; "" where none are known.
         options: further arguments of the file's `create`.
+        task: "classification", or "detection" for a model that answers boxes and logits (`pruning.detection`).
     """
 
     name: str
@@ -53,10 +54,11 @@ class ModelEntry:
     preprocessing: Preprocessing | None = None
     weights: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    task: str = "classification"
 
 
 NEEDED_FIELDS = {"summary", "input_shape", "num_classes", "data", "parameters"}
-ALLOWED_FIELDS = NEEDED_FIELDS | {"source", "preprocessing", "weights", "options"}
+ALLOWED_FIELDS = NEEDED_FIELDS | {"source", "preprocessing", "weights", "options", "task"}
 
 
 @functools.cache

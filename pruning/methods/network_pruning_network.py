@@ -1,0 +1,438 @@
+"""Network Pruning Network: a second network of the same architecture decides which channels of the first can go.
+
+A copy of the target, the *pruner network*, has its last layers replaced by heads with one output z_u for every unit u
+of every channel group: a filter where channels are free, a channel of the whole stream where additions tie them, a
+head of attention. Averaged over the batch and over batches, then cut at zero, they are gates on the target's maps:
+
+    b_u = 1 if the average of z_u > 0 else 0
+    loss = task(O(x; W, b), y) + lambda * max(0, kept share(b) - budget)
+
+A gate belongs after batch norm and activation, where the channel is read; `pruning.gates` puts it there as a factor
+on the weights that read the channel, which answers the same. Taking a closed channel away then changes no answer,
+whatever lies between (residual additions, depthwise layers, sigmoids, later norms).
+
+Source: Verma et al., "A 'Network Pruning Network' Approach to Deep Model Compression", WACV 2020: a pruner network of
+the target's architecture with many binary outputs, one a filter, trained to switch off as many as it can, one shot.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from pruning import masks
+from pruning.evaluation import evaluating
+from pruning.gates import Cost, Gate, Gates, floors, gated_groups, spread, unit_axes, with_one
+from pruning.layers import WEIGHTED
+from pruning.methods.base import Inputs, Pruner, register
+from pruning.plan import PruningPlan
+from pruning.wiring import READ, Wiring, wire
+from workloads.channels import analyze
+from workloads.errors import PlanError, unknown_name
+from workloads.graph import KIND, Kind, LayerGraph
+
+WEIGHTINGS = ("filters", "macs")
+BACKBONE_RATE = 0.1  # of the heads' learning rate: a trained backbone that moves as fast moves all logits at once
+
+
+@register("network_pruning_network")
+class NetworkPruningNetwork(Pruner):
+    """Learn with a pruner network which channels go, then fine-tune without them.
+
+    Two phases: up to step `end` the target is frozen (`requires_grad` off, so the user's optimizer passes it over;
+    batch norms still follow the gated network) and the pruner network learns; at `end` one binary vector a group is
+    fixed; from then on the target learns with it. Before `end` every batch sees the gates that would be fixed after
+    it. `finalize` zeroes what goes; `plan` removes it.
+
+    Args:
+        model: a trained network; not modified.
+        example_inputs: one batch, traced for the channel groups and run once for the widths of the heads.
+        total_steps: optimizer steps of the training to come, both phases.
+        strength: lambda, in units of the task's loss for the whole network: a filter of N stays open while it lowers
+            the loss by more than about strength / N. Without a budget, more than the loss of guessing closes all.
+        end: fraction of `total_steps` after which the gates are fixed.
+        warmup: fraction of the pruner's phase in which lambda climbs linearly from zero.
+        floor: fraction of a layer's units that always stay, those of largest logit; at least one does.
+        budget: the share of filters (or MACs) at which lambda stops pressing; by default it never does.
+        weighting: "filters" counts every filter alike (the paper's goal), "macs" the multiplications that are left.
+        lr: of the heads, in the pruner's own Adam. bias: logit with which every gate starts.
+        smoothing: share of the past in the running average of logits, per step; 0 for this batch alone.
+        keep: names of layers whose output channels all stay.
+        seed: of the heads' weights.
+
+    Choices. The paper's full text was not available; its abstract fixes the architecture, binary outputs, the goal
+    and one shot. Chosen here: initialisation from the target; logits (not decisions) averaged over the batch and,
+    exponentially, over batches, since a pruned network has one vector only and training is to see the final one; the
+    straight-through estimator with the slope of a sigmoid at the average z, s(z) (1 - s(z)), through this batch's
+    mean alone, unscaled; a frozen target; Adam; heads that start open; the warm-up of lambda; the floor; a budget,
+    off by default; what the last layers read, averaged over positions and normalised over channels to norm one, as
+    what the heads read; a backbone that learns at a tenth of the heads' rate; no dropout in the pruner network.
+    Groups that nothing reads by weights of its own (lone queries and keys) are left alone.
+
+    Raises:
+        PlanError: no channel group can be gated, a last layer is no module, or an option is out of range.
+    """
+
+    EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {"strength": 20.0, "lr": 0.5, "end": 0.75},
+        {"strength": 20.0, "lr": 1.0, "smoothing": 0.5, "end": 0.5, "weighting": "macs", "keep": ("conv1",)},
+    )
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Inputs,
+        total_steps: int,
+        *,
+        strength: float = 1.0,
+        end: float = 0.3,
+        warmup: float = 0.3,
+        floor: float = 0.1,
+        budget: float = 0.0,
+        weighting: Literal["filters", "macs"] = "filters",
+        lr: float = 3e-3,
+        bias: float = 1.0,
+        smoothing: float = 0.9,
+        keep: Sequence[str] = (),
+        seed: int = 0,
+    ) -> None:
+        super().__init__(model, total_steps)
+        _check(strength=strength, end=end, warmup=warmup, floor=floor, budget=budget)
+        _check(lr=lr, bias=bias, smoothing=smoothing)
+        if weighting not in WEIGHTINGS:
+            raise unknown_name("weighting", weighting, WEIGHTINGS)
+        self.strength, self.budget, self.weighting, self.smoothing = strength, budget, weighting, smoothing
+        self.end = max(1, round(end * total_steps))
+        self.warm_steps = max(1, round(warmup * self.end))
+        graph = wire(self.model, example_inputs).graph
+        self.wiring = wire(self.model, analyze(graph, keep))
+        self.groups = gated_groups(self.wiring, self.model)
+        self.floors = floors(self.wiring, self.groups, floor)
+        self.cost = Cost(self.wiring, self.groups)
+        count = sum(size for _, size in self.groups.values())
+        self.learner: Learner | None = Learner(self.model, example_inputs, self.wiring, count, bias, lr, seed)
+        self.logits = torch.full((count,), bias)
+        self.agreement = 1.0
+        self.kept: Tensor | None = None
+        self.gates = Gates()
+        self.trainable = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        self._attach()
+        self._train_target(False)
+        self._hook = self._watch()
+
+    def _attach(self) -> None:
+        """Masks on all that goes with a unit, which keep all for now, and gates on the weights that read units."""
+        self._shapes = {name: parameter.shape for name, parameter in self.model.named_parameters()}
+        self._axes = unit_axes(self.wiring, self.groups, self._shapes)
+        reading = unit_axes(self.wiring, self.groups, self._shapes, role=READ)
+        masks.attach(self.model, self._masks(torch.ones_like(self.logits, dtype=torch.bool)))
+        for name, axes in reading.items():
+            module, leaf = masks.owner(self.model, name)
+            parametrize.register_parametrization(module, leaf, Gate(self.gates, axes))
+
+    def _train_target(self, learns: bool) -> None:
+        for name, parameter in zip(masks.parameter_names(self.model), self.model.parameters(), strict=True):
+            parameter.requires_grad_(learns and name in self.trainable)
+
+    # ---- the forward pass --------------------------------------------------------------------------------------------
+
+    def _watch(self) -> torch.utils.hooks.RemovableHandle:
+        """Set the gates before every forward pass of `self.model`; copies of it keep the gates that they have."""
+
+        @torch.compiler.disable
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if module is self.model and self.learner is not None:
+                if module.training and torch.is_grad_enabled():
+                    self._open(self.learner, self.learner(*args, **kwargs))
+                else:
+                    self.gates.values = with_one(self.decision().float())
+
+        return self.model.register_forward_pre_hook(before, with_kwargs=True)
+
+    def _open(self, learner: Learner, logits: Tensor) -> None:
+        """The gates that would be fixed after this batch, with the slope of the sigmoid.
+
+        Args:
+            logits: float32, (n, units).
+        """
+        mean = logits.mean(0)
+        average = self._averaged(mean)
+        soft = (average.to(mean.device) + (mean - mean.detach())).sigmoid()
+        hard = self._floored(average).to(soft)
+        learner.seen = logits.detach()
+        self.gates.values = with_one(hard + (soft - soft.detach()))
+
+    def _averaged(self, mean: Tensor) -> Tensor:
+        """The running average of the logits after a batch of this mean, on the CPU."""
+        return self.smoothing * self.logits + (1 - self.smoothing) * mean.detach().cpu()
+
+    def _floored(self, logits: Tensor) -> Tensor:
+        """bool (units,) on the CPU: positive ones, and of every layer at least the floor."""
+        kept = logits > 0
+        for units, least in self.floors:
+            if int(kept[units].sum()) < least:
+                best = logits[units].argsort(descending=True, stable=True)[:least]
+                kept[units[best]] = True
+        return kept
+
+    def decision(self) -> Tensor:
+        """bool (units,) on the CPU: what stays, by the running average of the logits, or what was fixed."""
+        return self._floored(self.logits) if self.kept is None else self.kept
+
+    # ---- training ----------------------------------------------------------------------------------------------------
+
+    def loss(self) -> Tensor:
+        """lambda times the share of filters or MACs that the gates keep beyond the budget.
+
+        Zero once the gates are fixed.
+        """
+        if self.learner is None or self.gates.values is None:
+            return super().loss()
+        strength = self.strength * min(1.0, (self.steps_done + 1) / self.warm_steps)
+        return strength * (self.cost.share(self.gates.values, self.weighting) - self.budget).relu()
+
+    def after_step(self) -> None:
+        """The pruner network's own step, and at `end` the decision."""
+        if self.learner is None:
+            return
+        if (seen := self.learner.step()) is not None:
+            self.logits = self._averaged(seen.mean(0))
+            agree = float(((seen > 0).cpu() == (self.logits > 0)).float().mean())
+            self.agreement = self.smoothing * self.agreement + (1 - self.smoothing) * agree
+        if self.gates.values is not None:
+            self.gates.values = self.gates.values.detach()
+        if self.steps_done >= self.end:
+            self._settle(self.decision())
+
+    def _settle(self, kept: Tensor) -> None:
+        """Fix the gates as masks and hand the target to the user's optimizer."""
+        self.kept, self.learner, self.gates.values = kept, None, None
+        masks.set_masks(self.model, self._masks(kept))
+        self._train_target(True)
+
+    @property
+    def is_settled(self) -> bool:
+        return self.kept is not None
+
+    # ---- what comes of it --------------------------------------------------------------------------------------------
+
+    def _masks(self, kept: Tensor) -> dict[str, Tensor]:
+        """Masks of every parameter that loses a row or column to a unit that is not kept."""
+        values = with_one(kept.float())
+        return {name: spread(values, axes, self._shapes[name]) > 0 for name, axes in self._axes.items()}
+
+    def finalize(self) -> nn.Module:
+        """A baked copy in which all that goes with a removed unit is zero; `plan().apply` makes it smaller."""
+        gates, self.gates.values = self.gates.values, with_one(self.decision().float())
+        self._hook.remove()
+        try:
+            baked = masks.bake(self.model, self._masks(self.decision()))
+        finally:
+            self.gates.values, self._hook = gates, self._watch()
+        for name in self.trainable:
+            baked.get_parameter(name).requires_grad_(True)
+        return baked
+
+    def plan(self) -> PruningPlan:
+        """What stays of every gated group, to be applied to the finalised model (or to the user's own).
+
+        Raises:
+            PlanError: the gates leave a layer without channels.
+        """
+        kept = self._units()
+        share = self.cost.share(with_one(self.decision().float()), "filters")
+        macs = self.wiring.analysis.graph_units(kept).macs / self.wiring.graph.macs
+        notes = (
+            f"pruner network: {float(share):.1%} of the filters and {macs:.1%} of the MACs stay",
+            f"decisions of single samples agree with the common one on {self.agreement:.1%} of the gates",
+        )
+        channels = {group: tuple(int(unit) for unit in units) for group, units in kept.items()}
+        sizes = {group: size for group, (_, size) in self.groups.items()}
+        return PruningPlan(self.wiring.graph.name, channels, sizes, notes=notes)
+
+    def _units(self) -> dict[str, np.ndarray]:
+        kept = self.decision().numpy()
+        return {group: np.flatnonzero(kept[first : first + size]) for group, (first, size) in self.groups.items()}
+
+    # ---- going on after a stop ---------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        learner = {} if self.learner is None else self.learner.state()
+        own = {"logits": self.logits.clone(), "agreement": self.agreement, "kept": self.kept, "learner": learner}
+        return super().state_dict() | own
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.logits, self.agreement = state["logits"].clone(), float(state["agreement"])
+        if state["kept"] is not None:
+            self._settle(state["kept"].cpu())
+        elif self.learner is None:
+            raise PlanError("the gates are fixed already, the state is from before; load it into a new pruner")
+        else:
+            self.learner.load(state["learner"], next(self.model.parameters()).device)
+
+
+# ---- the pruner network ----------------------------------------------------------------------------------------------
+
+
+class Learner:
+    """The pruner network, its optimizer, and what it said of the last batch."""
+
+    def __init__(
+        self, model: nn.Module, inputs: Inputs, wiring: Wiring, units: int, bias: float, lr: float, seed: int
+    ) -> None:
+        self.network = PrunerNetwork(model, inputs, last_modules(model, wiring), units, bias, seed)
+        heads, backbone = self.network.heads, self.network.backbone
+        rest = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+        groups: list[dict[str, Any]] = [{"params": [*heads.parameters()]}, {"params": rest, "lr": lr * BACKBONE_RATE}]
+        self.optimizer = torch.optim.Adam(groups[: 1 + bool(rest)], lr)
+        self.seen: Tensor | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Logits, float32 (n, units), where the inputs are."""
+        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        self._move(tensors[0].device)
+        return self.network.train()(*args, **kwargs)
+
+    def step(self) -> Tensor | None:
+        """One step of the optimizer, and the logits that it learnt from; None if there was no batch."""
+        seen, self.seen = self.seen, None
+        if seen is not None:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return seen
+
+    def _move(self, device: torch.device) -> None:
+        if next(self.network.parameters()).device != device:
+            self.network.to(device)
+            self.optimizer.load_state_dict(self.optimizer.state_dict())  # moves its moments along
+
+    def state(self) -> dict[str, Any]:
+        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load(self, state: Mapping[str, Any], device: torch.device) -> None:
+        self.network.to(device).load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+class PrunerNetwork(nn.Module):
+    """A copy of a model that answers with logits: float32, (n, units).
+
+    Args:
+        last: paths of its last layers, which taps replace; what they read, averaged over positions, feeds the heads.
+        units: of all groups together, one output each.
+    """
+
+    def __init__(
+        self, model: nn.Module, inputs: Inputs, last: Sequence[str], units: int, bias: float, seed: int
+    ) -> None:
+        super().__init__()
+        self.backbone = copy.deepcopy(model)
+        for module in self.backbone.modules():
+            if isinstance(module, nn.modules.dropout._DropoutNd):
+                module.p = 0.0
+        self.taps = []
+        for path in last:
+            tap = Tap(self.backbone.get_submodule(path))
+            self.backbone.set_submodule(path, tap)
+            self.taps.append(tap)
+        with torch.no_grad(), evaluating(self.backbone):
+            width = self.features(*inputs).shape[1]
+        generator = torch.Generator().manual_seed(seed)
+        self.heads = nn.utils.skip_init(nn.Linear, width, units)
+        with torch.no_grad():
+            self.heads.weight.normal_(std=0.01, generator=generator)
+            self.heads.bias.fill_(bias)
+        self.heads.to(next(model.parameters()).device)
+
+    def features(self, *args: Any, **kwargs: Any) -> Tensor:
+        """What the last layers would have read, averaged over positions: float32, (n, width)."""
+        for tap in self.taps:
+            tap.read = []
+        self.backbone(*args, **kwargs)
+        return torch.cat([torch.stack(tap.read).mean(0) for tap in self.taps], 1)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        features = self.features(*args, **kwargs)
+        width = features.shape[1]
+        for tap in self.taps:
+            tap.read = []
+        with torch.autocast(features.device.type, enabled=False):
+            return self.heads(F.layer_norm(features, (width,)) / math.sqrt(width))
+
+
+class Tap(nn.Module):
+    """In place of a last layer: remembers what it reads, one float32 a channel, and answers for its shape only."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer.requires_grad_(False)
+        self.is_channel_first = not isinstance(layer, nn.Linear | nn.LSTM)
+        self.read: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Any:
+        first = x if self.is_channel_first else x.movedim(-1, 1)
+        self.read.append(first.float().flatten(2).mean(2) if first.dim() > 2 else first.float())
+        with torch.no_grad():
+            return self.layer(x)
+
+
+def last_modules(model: nn.Module, wiring: Wiring) -> list[str]:
+    """Paths of the layers with weights from which the network's answers come without another one between.
+
+    Raises:
+        PlanError: there is none, or one is no module of its own.
+    """
+    graph, paths = wiring.graph, {id(module): path for path, module in model.named_modules()}
+    modules = wiring.modules(model)
+    found = []
+    for name in _last_layers(graph):
+        module = modules.get(name)
+        if not isinstance(module, (*WEIGHTED, nn.LSTM)):
+            raise PlanError(f"last layer {name!r} is no module with weights, so heads cannot take its place; wrap it")
+        found.append(paths[id(module)])
+    if not found:
+        raise PlanError("the network's answers come from no layer with weights, so heads cannot take its place")
+    return list(dict.fromkeys(found))
+
+
+def _last_layers(graph: LayerGraph) -> list[str]:
+    found, waiting, seen = [], list(graph.outputs), set(graph.outputs)
+    while waiting:
+        layer = graph[waiting.pop(0)]
+        if layer.weight and KIND[layer.op] is Kind.MAC:
+            found.append(layer.name)
+            continue
+        waiting += [name for name in layer.inputs if name not in seen]
+        seen |= set(layer.inputs)
+    return found
+
+
+# ---- options ---------------------------------------------------------------------------------------------------------
+
+
+RANGES: Mapping[str, tuple[str, Callable[[float], bool]]] = {
+    "strength": ("a finite number above 0", lambda v: 0 < v < math.inf),
+    "end": ("above 0 and at most 1", lambda v: 0 < v <= 1),
+    "warmup": ("from 0 to 1", lambda v: 0 <= v <= 1),
+    "floor": ("from 0 to 1", lambda v: 0 <= v <= 1),
+    "budget": ("from 0 to below 1", lambda v: 0 <= v < 1),
+    "lr": ("a finite number above 0", lambda v: 0 < v < math.inf),
+    "bias": ("a finite number above 0, so that gates start open", lambda v: 0 < v < math.inf),
+    "smoothing": ("from 0 to below 1", lambda v: 0 <= v < 1),
+}
+
+
+def _check(**options: float) -> None:
+    for name, value in options.items():
+        allowed, is_right = RANGES[name]
+        if not is_right(value):
+            raise PlanError(f"{name} {value}, must be {allowed}")
