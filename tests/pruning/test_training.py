@@ -14,7 +14,7 @@ from pruning.methods.magnitude import GradualMagnitude
 from pruning.training import Distillation, fit
 from workloads import data
 from workloads.errors import CodesignError, ConfigError, DataError
-from workloads.models import build, example_input
+from workloads.models import build, example_input, find
 
 
 @pytest.fixture(scope="module")
@@ -295,13 +295,23 @@ class TestEvaluation:
 
     def test_recalibration_gives_the_statistics_of_the_data(self, train):
         model = build("digits_cnn").eval()
-        recalibrate(model, train, limit=500, batch_size=250, precision="fp32")
+        recalibrate(model, train, limit=500, batch_size=250, precision="fp32", augment=False)
         with torch.no_grad():
             before_norm = torch.cat([model.conv(x) for x, _ in train.take(500).batches(250)])
         torch.testing.assert_close(model.bn.running_mean, before_norm.mean((0, 2, 3)), atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(model.bn.running_var, before_norm.var((0, 2, 3)), atol=1e-3, rtol=1e-2)
         assert not model.bn.training
         assert model.bn.momentum == 0.1
+
+
+    @pytest.mark.data
+    def test_recalibration_on_augmented_pictures_keeps_a_trained_network_as_good(self):
+        preprocessing = find("resnet20").preprocessing
+        heldout = data.load("cifar10", "heldout", preprocessing=preprocessing, limit=500)
+        model = build("resnet20", pretrained=True)
+        before = accuracy(model, heldout)
+        recalibrate(model, data.load("cifar10", "train", preprocessing=preprocessing), limit=1000)
+        assert accuracy(model, heldout) > before - 0.01
 
 
 class TestLabelledBatches:
