@@ -71,7 +71,6 @@ def sample_rows(rows: int, rng: np.random.Generator, bits: int) -> Columns:
         weight_density=np.ones(rows),
         input_density=np.ones(rows),
         input_density_variance=np.zeros(rows),
-        output_density=np.full(rows, -1.0),
     )  # fmt: skip
 
 

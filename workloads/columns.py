@@ -40,7 +40,6 @@ class Columns:
         input_density: float64, mean fraction of non-zeros of the first input (1 where unknown).
         input_density_variance: float64, variance of that fraction over the input's channels (0 where unknown): PEs
             that hold other channels have other work.
-        output_density: float64, mean fraction of non-zeros of the output (-1 where unknown).
         sparsity: one entry a row, None where dense; () when no row has any.
         channel_density: one float64 array (input channels,) a row, or None; () when no row has any.
     """
@@ -74,7 +73,6 @@ class Columns:
     weight_density: np.ndarray
     input_density: np.ndarray
     input_density_variance: np.ndarray
-    output_density: np.ndarray
     sparsity: tuple[WeightSparsity | None, ...] = ()
     channel_density: tuple[np.ndarray | None, ...] = ()
 
@@ -96,7 +94,6 @@ class Columns:
             weight_density=np.array([layer.sparsity.density if layer.sparsity else 1.0 for layer in graph.layers]),
             input_density=np.array([float(d.mean()) if d is not None else 1.0 for d in densities]),
             input_density_variance=np.array([float(d.var()) if d is not None else 0.0 for d in densities]),
-            output_density=np.array([np.mean(layer.activation_density or -1.0) for layer in graph.layers], float),
             sparsity=tuple(layer.sparsity for layer in graph.layers) if any(x.sparsity for x in graph.layers) else (),
             channel_density=tuple(densities) if any(d is not None for d in densities) else (),
         )

@@ -46,16 +46,16 @@ What is left comes of the tenth and of whole strips, banks and passes: of random
 longer than some larger map, by 31 % at worst of 600 layers; one in 2000 longer than with twice the channels, by 1 %; a
 single channel more may save 19 % of the time.
 
-Zeros, those around a map too, gate the multiplier and the read of the filter: energy, never cycles. Zero weights gain
-nothing: filters lie plain in DRAM. Padding is ramp-up and idle PEs, imbalance is waiting for the psum or ifmap bus,
+Zeros gate the multiplier and the read of the filter: energy, never cycles. Zero weights gain nothing: filters lie
+plain in DRAM. Of the cycles' parts, padding is ramp-up and idle PEs, imbalance is waiting for the psum or ifmap bus,
 memory is the link.
 
 Assumptions. Filters of the next pass arrive while this one runs, feature maps do not: the array idles. The psums of a
 pass drain while the next one loads filters. One group after another: sets share ifmaps or add up psums, and groups do
 neither (a depthwise layer uses one set of the array). A kernel of more than 12 rows or columns is cut into several
 that count as channels, maps too wide for the GLB into pieces that count as images. Positions of a linear layer or
-matmul, and the steps of an LSTM in turn, count as images of one pixel. An unknown input density is 1, an unknown
-output of a ReLU has `relu_output_density`, other outputs 1. Pooling and elementwise work run in the PEs (as the
+matmul, and the steps of an LSTM in turn, count as images of one pixel. A ReLU's output is no denser than its input,
+nor than `relu_output_density`; an unknown input density is 1. Pooling and elementwise work run in the PEs (as the
 authors propose for pooling), bound by the ifmap bus, one word a cycle, with transfers before and after. Copies are
 transfers only. The scan chain that sets a layer up (below 0.1 ms) is left out. A strip or a batch that is not full
 takes as long as a full one. Everything is read from and written to DRAM.
@@ -84,7 +84,6 @@ from accel_models.family import Family
 from accel_models.mapping import Steps, ceil_div, choose
 from accel_models.placement import Placement
 from accel_models.registry import family
-from accel_models.sparse.eie import inside_share
 from accel_models.spec import Count, Fraction, Frozen, HardwareSpec
 from workloads.columns import Columns
 from workloads.errors import ConfigError
@@ -244,7 +243,7 @@ class RowStationary(Family):
         """Fields that follow from the row alone."""
         return {
             "macs": rows.macs,
-            "density": rows.input_density * np.where(rows.is_op("conv_transpose"), 1.0, inside_share(rows)),
+            "density": rows.input_density,
             "ifmap_bytes": self._stored(rows.input_elements, rows.input_density),
             "ofmap_bytes": self._stored(rows.output_elements, self._output_density(rows, np.ones(len(rows)))),
             "bias_bytes": rows.bias * rows.k * float(WORD),
@@ -260,8 +259,8 @@ class RowStationary(Family):
 
     def _output_density(self, rows: Columns, otherwise: np.ndarray) -> np.ndarray:
         is_relu = (rows.activation == 1) | (rows.activation == 2)
-        guess = np.where(is_relu, self.spec.parameters.relu_output_density, otherwise)
-        return np.where(rows.output_density < 0, guess, rows.output_density)
+        known = np.minimum(self.spec.parameters.relu_output_density, rows.input_density)
+        return np.where(is_relu, known, otherwise)
 
     def _buffered(self, nest: Nest) -> Buffered:
         """What the GLB holds: n, e and m of least DRAM words, of those nearly as fast as the fastest."""
@@ -436,7 +435,7 @@ class Nest:
         step, overlap: rows that an output row adds, and that two strips both read, in the (cut) kernel. width: W.
         halo: overlap of the whole kernel over the padded height. repeats: times that all of it is done in turn.
         weights: elements of the filters. fmaps: padded words of the ifmaps, of one repeat.
-        macs: nominal multiplications. density: of the ifmaps and the zeros around them. *_bytes: stored in DRAM.
+        macs: nominal multiplications. density: of the ifmaps. ifmap_bytes, ofmap_bytes, bias_bytes: stored in DRAM.
     """
 
     groups: np.ndarray

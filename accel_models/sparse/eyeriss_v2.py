@@ -36,7 +36,7 @@ generator after the paper does it; what was read of the paper does not settle it
 whole clusters, with the latency of sparse MobileNet in sight, which is therefore no independent proof: with everything
 overlapped and waiting only at the end of a pass it was 0.37 ms. A multicast costs each cluster what one copy costs.
 DRAM transfers add to compute: hidden behind it, 25600 MB/s would cost next to nothing where 16 and 24 % are published.
-Every layer reads from and writes to DRAM. An unknown input density is 1, an unknown output of a ReLU has
+Every layer reads from and writes to DRAM. An unknown input density is 1; the output of a ReLU has
 `relu_output_density`, other outputs 1. Depthwise layers skip no zero activation, but zero weights: all thirteen
 published single-PE cycles of such layers are whole multiples of P Q. Setting up a layer is free. Elementwise work and
 pooling have no described unit: one operation a cycle and PE column, after the DRAM traffic; copies are traffic only. An
@@ -308,15 +308,14 @@ class EyerissV2(Family):
             halo=np.maximum(rows.r - rows.stride_h, 0) / rows.in_h,
             kernel_rows=r,
             iact_bytes=self._stored(rows.input_elements, rows.input_density),
-            oact_bytes=self._stored(rows.output_elements, self._output_density(rows, is_relu, 1.0)),
+            oact_bytes=self._stored(rows.output_elements, self._output_density(is_relu, 1.0)),
             psum_bytes=rows.output_elements * psum_bits / 8,
             bias_bytes=rows.bias * rows.k * psum_bits / 8,
             iact_bits=8 * self._stored(np.ones(len(rows)), rows.input_density),
         )
 
-    def _output_density(self, rows: Columns, is_relu: np.ndarray, otherwise: np.ndarray | float) -> np.ndarray:
-        guess = np.where(is_relu, np.minimum(self.spec.parameters.relu_output_density, otherwise), otherwise)
-        return np.where(rows.output_density < 0, guess, rows.output_density)
+    def _output_density(self, is_relu: np.ndarray, otherwise: np.ndarray | float) -> np.ndarray:
+        return np.where(is_relu, np.minimum(self.spec.parameters.relu_output_density, otherwise), otherwise)
 
     def _stored(self, elements: np.ndarray, density: np.ndarray) -> np.ndarray:
         """Bytes of a feature map in CSC: an entry a non-zero, an address a column of up to 16 channels."""
@@ -437,7 +436,7 @@ class EyerissV2(Family):
         """Fill `steps` at the rows `at` for elementwise work, pooling and copies: one pass through the GLB."""
         numbers = self.spec.parameters
         is_relu = (rows.activation == 1) | (rows.activation == 2)
-        density = self._output_density(rows, is_relu, np.where(rows.is_move, rows.input_density, 1.0))
+        density = self._output_density(is_relu, np.where(rows.is_move, rows.input_density, 1.0))
         moved = (
             self._stored(rows.input_elements, rows.input_density)
             + self._stored(rows.other_elements, np.ones(len(rows)))

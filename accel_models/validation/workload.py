@@ -9,13 +9,12 @@ with weights, or with a kind behind the dot only in layers of that kind (`pointw
 kernels, `linear`), `inputs` the fraction of non-zeros of every feature map, and `#LAYER` picks the price of one layer
 where it stands in the network.
 
-A **layer** stands alone: op `conv` or `linear` and its numbers, `c` (needed) `k h w r s stride groups density inputs
-outputs n pad activation` (of `linear` only `c k n density inputs outputs activation`). Unless given k = c, h = 1, w =
-h, s = r, r = stride = groups = n = 1, density = inputs = 1 (`inputs` is the density of its input without padding), and
-pad = `same` (output = input / stride, rounded up); `valid` is no padding, a number pads every side by that much;
-`outputs`, the density of its output, is unknown unless given. **Layers** are one such line each in a text file beside
-the rows (of `codesign simulate`: in the current folder) or of the package (# starts a comment); they do not feed each
-other.
+A **layer** stands alone: op `conv` or `linear` and its numbers, `c` (needed) `k h w r s stride groups density inputs n
+pad activation` (of `linear` only `c k n density inputs activation`). Unless given k = c, h = 1, w = h, s = r, r =
+stride = groups = n = 1, density = inputs = 1 (`inputs` is the density of its input), and pad = `same` (output = input /
+stride, rounded up); `valid` is no padding, a number pads every side by that much. **Layers** are one such line each in
+a text file beside the rows (of `codesign simulate`: in the current folder) or of the package (# starts a comment); they
+do not feed each other.
 
 `@int8`, `@fp16` or `@fp32` sets the precision; without it a network is fp32, which a machine converts to its own.
 """
@@ -39,8 +38,8 @@ WEIGHT_KINDS = ("pointwise", "depthwise", "conv", "linear")
 TABLE_KEYS = ("n", "density", *(f"density.{kind}" for kind in WEIGHT_KINDS), "inputs")
 INTEGER_KEYS = ("c", "k", "h", "w", "r", "s", "stride", "groups", "n")
 LAYER_KEYS = {  # by op
-    "conv": (*INTEGER_KEYS, "pad", "density", "inputs", "outputs", "activation"),
-    "linear": ("c", "k", "n", "density", "inputs", "outputs", "activation"),
+    "conv": (*INTEGER_KEYS, "pad", "density", "inputs", "activation"),
+    "linear": ("c", "k", "n", "density", "inputs", "activation"),
 }
 
 
@@ -187,7 +186,6 @@ def _source_and_layer(op: Op, given: Mapping[str, str]) -> tuple[Layer, Layer]:
     density, inputs = (_fraction(key, given.get(key, "1")) for key in ("density", "inputs"))
     flat = op is Op.LINEAR
     known = (inputs,) * c if inputs < 1 else ()
-    leaving = (_fraction("outputs", given["outputs"]),) * k if "outputs" in given else ()
     shape = (n, c) if flat else (n, c, h, w)
     source = Layer("input", Op.INPUT, shape, n=n, k=c, c=c, p=h, q=w, activation_density=known)
     layer = Layer(
@@ -210,7 +208,6 @@ def _source_and_layer(op: Op, given: Mapping[str, str]) -> tuple[Layer, Layer]:
         weight="layer.weight",
         bias="layer.bias",
         activation=given.get("activation", ""),
-        activation_density=leaving,
         sparsity=WeightSparsity.from_density((k, c // groups, r, s), density) if density < 1 else None,
     )
     return source, layer

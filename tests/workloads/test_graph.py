@@ -174,7 +174,6 @@ def test_columns_by_hand() -> None:
     assert columns.fused.tolist() == [0, 0, 0, 1, 0, 0, 0]
     assert columns.weight_density.tolist() == [1, 1, 0.5, 1, 1, 1, 1]
     assert columns.input_density.tolist() == [1, 1, 0.625, 0.625, 1, 1, 1]
-    assert columns.output_density.tolist() == [-1, 0.625, -1, -1, -1, -1, -1]
     assert set(columns.weight_bits.tolist()) == {8}
     assert set(columns.input_bits.tolist()) | set(columns.output_bits.tolist()) == {16}
     assert columns.is_mac.tolist() == [False, True, True, False, False, False, True]
@@ -208,8 +207,7 @@ def test_columns_keep_their_type_without_sparsity() -> None:
     columns = residual().columns
     assert columns.sparsity == columns.channel_density == ()
     integers = {name for name in ARRAY_FIELDS if getattr(columns, name).dtype == np.int64}
-    densities = {"weight_density", "input_density", "input_density_variance", "output_density"}
-    assert set(ARRAY_FIELDS) - integers == densities
+    assert set(ARRAY_FIELDS) - integers == {"weight_density", "input_density", "input_density_variance"}
 
 
 def test_distinct_rows_are_found_and_restored() -> None:
