@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,9 @@ from torch import Tensor, nn
 from pruning.devices import autocast, pick_device, pick_precision
 from workloads.data import ImageData
 from workloads.errors import ConfigError
+
+Batch = tuple[Tensor, Tensor]
+Labelled = ImageData | Sequence[Batch]
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,30 @@ def accuracy(model: nn.Module, data: ImageData, batch_size: int = 500, limit: in
 def evaluate_loss(model: nn.Module, data: ImageData, batch_size: int = 500, limit: int | None = None) -> float:
     """Mean cross entropy in float32, in nats; `evaluate` says more."""
     return evaluate(model, data, batch_size=batch_size, limit=limit).loss
+
+
+def labelled_batches(data: Labelled, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
+    """Batches (x, y) of what a method is given to measure on; ready-made batches keep their size.
+
+    Args:
+        data: training or held-out pictures, or a sequence of batches.
+        limit: stop after so many pictures, or at the end of the ready-made batch that reaches them.
+
+    Raises:
+        ConfigError: test pictures, no batch, or a limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise ConfigError(f"{limit} images to measure on, must be at least 1")
+    if isinstance(data, ImageData):
+        if data.split == "test":
+            raise ConfigError(
+                "data of split 'test' would choose by it; a method needs pictures of split 'heldout' or 'train'"
+            )
+        return (data if limit is None else data.take(min(limit, len(data)))).batches(batch_size)
+    if not len(data):
+        raise ConfigError("data holds no batch (x, y); give at least one")
+    seen = list(accumulate(len(x) for x, _ in data))
+    return iter(data if limit is None else data[: bisect_left(seen, limit) + 1])
 
 
 @contextmanager
