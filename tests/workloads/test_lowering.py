@@ -19,8 +19,8 @@ from workloads.lowering import lower, lower_with_weights, measure_activation_den
 from workloads.models import build, example_input, models
 from workloads.reference import run
 
-# A norm after a concatenation follows no single layer. Of MixNet-S by its stages: the convolutions of several kernels in
-# the first block and in the others.
+# A norm after a concatenation follows no single layer. Of MixNet-S by its stages: convolutions of several kernels in
+# the first block, and in the others.
 UNFOLDED_NORMS = {"mixnet_s": (2 + 2) + (1 + 3 * 3) + (2 + 2 * 2) + (3 + 2 * 3) + (1 + 2 * 2)}
 
 
