@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from accel_models import SimulationResult, target
+from accel_models import SimulationResult, Target, target
 from codesign.show import console
 from codesign.study import Study, write_json
 from codesign.subject import load_images
-from workloads.errors import ConfigError, unknown_name
+from workloads.errors import ConfigError, PlanError, unknown_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -81,6 +81,9 @@ class PruneOutcome:
             what is kept after.
         seconds: of training, over all of its parts.
         priced: by target, the dense and the pruned network.
+        int8_test: accuracy of the pruned network in int8 on the test images (post-training, ranges of activations from
+            held-out training images), a fraction; None where no target computes in 8 bits only, or where the network
+            cannot be quantised.
     """
 
     dense_test: float | None
@@ -90,6 +93,7 @@ class PruneOutcome:
     nonzeros: int
     seconds: float
     priced: Mapping[str, tuple[SimulationResult, SimulationResult]]
+    int8_test: float | None = None
 
     @property
     def compression(self) -> float:
@@ -189,6 +193,7 @@ def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool
         nonzeros=_weights(sparse)[1],
         seconds=round(seconds, 1),
         priced={name: (machine.simulate(before), machine.simulate(after)) for name, machine in machines.items()},
+        int8_test=_int8_accuracy(sparse, images) if any(map(_is_int8, machines.values())) else None,
     )
     write_json(study.path("result"), {"seconds": outcome.seconds, "result": outcome.to_dict()})
     return outcome
@@ -210,6 +215,22 @@ def _pruner(
     make: Any = cls
     made: Pruner = make(module, (example,), steps, **options)
     return made
+
+
+def _is_int8(machine: Target) -> bool:
+    return machine.family.precisions == (8,)
+
+
+def _int8_accuracy(model: nn.Module, images: Mapping[str, ImageData]) -> float | None:
+    """On the test images; a network that cannot be quantised is no reason to lose its training: that is printed."""
+    from pruning.evaluation import accuracy
+    from pruning.quantization import quantize
+
+    try:
+        return accuracy(quantize(model, images["heldout"]), images["test"])
+    except PlanError as error:
+        console().print(f"accuracy in int8 is not measured: {error}")
+        return None
 
 
 def _weights(model: nn.Module) -> tuple[int, int]:
@@ -235,12 +256,17 @@ def report(config: PruneConfig, outcome: PruneOutcome, folder: Path) -> list[Pat
         f"test accuracy: {dense}pruned {outcome.test:.2%} on {images:,} images; "
         f"{outcome.nonzeros:,} of {outcome.weights:,} weights are left, {outcome.compression:.1f}x fewer"
     )
+    int8 = "" if outcome.int8_test is None else f"test accuracy in int8: {outcome.int8_test:.2%}"
+    if int8:
+        screen.print(f"{int8} (post-training), on {', '.join(n for n in outcome.priced if _is_int8(target(n)))}")
     options = ", ".join(f"{name} {value}" for name, value in config.options.items())
     paths = []
     for name, (before, after) in outcome.priced.items():
         place = folder if len(outcome.priced) == 1 else folder / before.target
         place.mkdir(exist_ok=True)
-        spec = target(name).spec
+        machine = target(name)
+        notes = [f"{config.method} over {config.epochs} epochs; {config.command(folder)}"]
+        notes += [f"{int8} of the pruned network, quantised after training"] if int8 and _is_int8(machine) else []
         known = outcome.dense_test if outcome.dense_test is not None else outcome.test
         record = ReportRecord(
             title=f"{config.model} with {config.method} ({options or 'default options'}) on {before.title}",
@@ -249,10 +275,10 @@ def report(config: PruneConfig, outcome: PruneOutcome, folder: Path) -> list[Pat
             model=config.model,
             data=config.data,
             accuracies=Accuracies(dense_test=known, tuned_test=outcome.test, test_images=images),
-            roofline_before=roofline(before, spec),
-            roofline_after=roofline(after, spec),
+            roofline_before=roofline(before, machine.spec),
+            roofline_after=roofline(after, machine.spec),
             seed=config.seed,
-            notes=(f"{config.method} over {config.epochs} epochs; {config.command(folder)}",),
+            notes=tuple(notes),
         )
         paths.append(write_report(place, record))
         ratio = after.latency_s / before.latency_s

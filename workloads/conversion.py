@@ -54,6 +54,9 @@ def convert(program: ExportedProgram, names: Mapping[str, str], on_unknown: str)
     found = [site.draft(value) for value in wanted if isinstance(value, Draft | Constant)]
     if not found:
         raise LoweringError("the model returns no tensor; a layer graph needs at least one output")
+    if conversion.sheet.is_int8:
+        for draft in conversion.sheet.drafts:
+            draft.bits = 8
     return conversion.sheet.drafts, found
 
 

@@ -89,6 +89,7 @@ class Sheet:
 
     drafts: list[Draft] = field(default_factory=list)
     constants: dict[Constant, Draft] = field(default_factory=dict)
+    is_int8: bool = False  # whether something is rounded to 8 bits: then everything is taken to be
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,14 @@ def total(
     return site.emit(Op.MUL, [average], kind="mul", scalar=float(terms))
 
 
+def rounded(site: Site, x: Draft, scale: Value, zero_point: Value, lowest: int, highest: int) -> Draft:
+    """Fake quantisation: no work of its own. It says that the network is in int8; the graph does not round."""
+    if highest - lowest > 255:
+        raise UnsupportedError(f"rounds to {lowest} .. {highest}, only 8 bits are modelled")
+    site.sheet.is_int8 = True
+    return x
+
+
 # ---- activations ----------------------------------------------------------------------------------------------------
 
 
@@ -237,5 +245,7 @@ OPERATORS: Mapping[str, Handler] = {
     "aten.layer_norm.default": layers.layer_norm,
     "aten.group_norm.default": layers.group_norm,
     "aten.instance_norm.default": layers.instance_norm,
+    "aten.fake_quantize_per_tensor_affine.default": rounded,
+    "aten.fake_quantize_per_tensor_affine.tensor_qparams": rounded,
     **moves.OPERATORS,
 }

@@ -13,7 +13,11 @@ from codesign import prune
 from codesign.cli import app
 from codesign.prune import PruneConfig, PruneOutcome, parse_options
 from pruning import training
+from pruning.evaluation import accuracy
+from pruning.quantization import quantize
+from workloads.data import load
 from workloads.errors import ConfigError
+from workloads.models import build
 
 CONFIG = PruneConfig(
     "digits_cnn", "digits", "gradual_magnitude", {"density": 0.25, "prune_first": True, "prune_last": True},
@@ -39,9 +43,31 @@ def test_what_is_written_is_what_was_pruned(folder: Path) -> None:
     assert found.compression == pytest.approx(4, rel=0.01)
     assert found.test > 0.5
     assert found.dense_test is None, "an untrained network has no accuracy worth a number"
+    assert found.int8_test == pytest.approx(found.test, abs=0.02), "eyeriss_v2 computes in 8 bits"
+    assert found.int8_test is not None
     dense, pruned = found.priced["eyeriss_v2"]
     assert pruned.latency_s < dense.latency_s
     assert {path.name for path in folder.glob("*/report.html")} == {"report.html"}
+    noted = {path.parent.name: f"{found.int8_test:.2%}" in path.read_text() for path in folder.glob("*/report.html")}
+    assert noted == {"eyeriss_v2": True, "ideal": False}
+
+
+def test_int8_accuracy_is_of_the_quantised_network_and_survives_json(folder: Path) -> None:
+    found = outcome(folder)
+    model = build("digits_cnn")
+    stored = load_file(folder / "model.safetensors")
+    model.load_state_dict({name: tensor for name, tensor in stored.items() if not name.endswith("_mask")}, strict=False)
+    assert found.int8_test == accuracy(quantize(model, load("digits", "heldout")), load("digits", "test"))
+    assert PruneOutcome.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    older = {name: value for name, value in found.to_dict().items() if name != "int8_test"}
+    assert PruneOutcome.from_dict(older).int8_test is None
+
+
+def test_a_network_that_cannot_be_quantised_keeps_its_result(capsys) -> None:  # type: ignore[no-untyped-def]
+    images = {split: load("digits", split) for split in ("heldout", "test")}
+    recurrent = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LSTM(64, 10))
+    assert prune._int8_accuracy(recurrent, images) is None
+    assert "not measured" in capsys.readouterr().out
 
 
 def test_a_finished_run_is_read_again_and_an_interrupted_one_ends_the_same(folder, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]

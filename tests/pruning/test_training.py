@@ -303,7 +303,6 @@ class TestEvaluation:
         assert not model.bn.training
         assert model.bn.momentum == 0.1
 
-
     @pytest.mark.data
     def test_recalibration_on_augmented_pictures_keeps_a_trained_network_as_good(self):
         preprocessing = find("resnet20").preprocessing

@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from accel_models import target
 from workloads import data
 from workloads.errors import ConfigError, DataError
+from workloads.lowering import lower
 from workloads.models import build, example_input, find, models, pretrained_path, registry
 from workloads.models.weights import load_weights, save_weights
 
@@ -22,7 +24,9 @@ PUBLISHED_PARAMETERS = {
     "alexnet": 61_100_840,  # torchvision's documentation, as all ImageNet rows but MobileNetV1
     "alexnet_2012": 60_965_224,  # Caffe's bvlc_alexnet
     "autoencoder": 269_992 - 2 * (8 * 128 + 8),  # Keras' total less the statistics of the norms, as the next but one
+    "efficientnet_b0": 5_288_548,
     "mnasnet": 4_383_312,
+    "mixnet_s": 4_134_606,  # imgclsmob's table; timm rounds it to 4.13 M
     "ds_cnn": 24_908 - 2 * 9 * 64,
     "mobilenet_v1_vww": 221_794 - 3 * 2_736,  # of its 2,736 norms the statistics, and the biases before them
     "lenet5": 431_080,
@@ -43,6 +47,13 @@ PUBLISHED_PARAMETERS = {
 DIGITS_CNN_BY_HAND = 9 * 32 + 64 + 2 * (9 * 32 * 32 + 64) + 9 * 32 * 64 + 9 * 64 * 64 + 32 * 64 + 3 * 128 + 650
 TORCHVISION_KEYS = {
     "alexnet": {"features.10.weight": (256, 256, 3, 3), "classifier.6.bias": (1000,)},
+    "efficientnet_b0": {
+        "features.1.0.block.0.0.weight": (32, 1, 3, 3),
+        "features.1.0.block.1.fc1.weight": (8, 32, 1, 1),
+        "features.4.2.block.2.fc2.bias": (480,),
+        "features.7.0.block.3.1.running_var": (320,),
+        "classifier.1.weight": (1000, 1280),
+    },
     "mnasnet": {
         "layers.3.weight": (32, 1, 3, 3),
         "layers.9.1.layers.3.weight": (120, 1, 5, 5),
@@ -112,6 +123,51 @@ def test_parameters_of_the_demo_network_by_hand():
 def test_state_dict_names_are_those_of_torchvision(name, keys):
     state = on_meta(name, 1000).state_dict()
     assert {key: tuple(state[key].shape) for key in keys} == keys
+
+
+def test_state_dict_names_of_mixnet_are_those_of_timm():
+    keys = {
+        "conv_stem.weight": (16, 3, 3, 3),
+        "blocks.0.0.conv_dw.weight": (16, 1, 3, 3),
+        "blocks.1.0.conv_pw.1.weight": (48, 8, 1, 1),
+        "blocks.2.0.conv_dw.2.weight": (48, 1, 7, 7),
+        "blocks.2.1.se.conv_reduce.weight": (20, 240, 1, 1),
+        "blocks.4.0.conv_pwl.0.weight": (60, 240, 1, 1),
+        "blocks.5.0.conv_dw.4.weight": (144, 1, 11, 11),
+        "blocks.5.2.bn3.weight": (200,),
+        "conv_head.weight": (1536, 200, 1, 1),
+    }
+    state = on_meta("mixnet_s", 1000).state_dict()
+    assert {key: tuple(state[key].shape) for key in keys} == keys
+
+
+def test_mixed_kernels_split_the_channels():
+    """The middle part is the 5x5 convolution of the middle third, padded so that the size stays."""
+    mixed = build("mixnet_s").blocks[2][0].conv_dw
+    x = torch.randn(1, 144, 8, 8)
+    middle = nn.functional.conv2d(x[:, 48:96], mixed["1"].weight, stride=2, padding=2, groups=48)
+    torch.testing.assert_close(mixed(x)[:, 48:96], middle)
+    assert mixed(x).shape == (1, 144, 4, 4)
+
+
+def test_work_of_the_searched_networks():
+    efficient, mixed = (lower(build(name), example_input(name)) for name in ("efficientnet_b0", "mixnet_s"))
+    assert round(efficient.macs / 1e9, 2) == 0.39  # torchvision's documentation
+    by_hand = {
+        "blocks.1.0.conv_pw.0": 8 * 48 * 112**2,
+        "blocks.2.0.conv_dw.2": 48 * 49 * 28**2,
+        "blocks.5.0.conv_dw.4": 144 * 121 * 7**2,
+        "blocks.5.2.se.conv_expand": 100 * 1200,
+        "blocks.5.2.conv_pwl.1": 600 * 100 * 7**2,
+    }
+    assert {name: mixed[name].macs for name in by_hand} == by_hand
+    outputs = sum(layer.output_elements for layer in mixed if layer.macs)
+    assert round(outputs / 1e6, 1) == 6.3  # timm's model card; it has no more digits
+    # The paper says 256 M "FLOPS" and counts more than multiplications: a norm's two operations an element take us to
+    # 252 M, timm's 0.25 G.
+    assert round((mixed.macs + 2 * outputs) / 1e9, 2) == 0.25
+    for graph in (efficient, mixed):
+        assert all(target(name).simulate(graph).latency_s > 0 for name in ("ethos_u55_256", "snapdragon_855_cpu"))
 
 
 @pytest.mark.parametrize(("width", "size"), [("0.75", 224), ("0.5", 128), ("0.25", 128)])
