@@ -17,7 +17,7 @@ the rounding as if it were not there (straight through), but not where an activa
     int8 = finalize(tuned)
 
 Its batch norms are folded, so that it bears smaller steps than the network before: a ResNet-20 learns with rates of
-0.001 to 0.002, as in float with folded norms, and is lost at 0.005.
+0.001 to 0.002 and is lost at 0.005 (whether float training with folded norms is too was not tried).
 
 The copy is traced by `torch.fx`: control flow must follow from shapes and flags. Parameters keep their names, masks
 stay beside them, scales are buffers. What is priced is `lower(sparse).with_precision("int8")`; the lowered copy is the
