@@ -4,12 +4,14 @@ What is cut follows from `pruning.wiring`, which knows for every parameter which
 unit. Attributes that count channels are corrected by tables, module type -> rule. A module that is not in them but has
 such a count in its own code is found out by the comparison: the smaller module must answer as the masked one does.
 
-What this asks of a user's module is little: read sizes from tensors (`x.shape[1]`, `view(n, -1, ...)`) instead of
-writing them as constants, and keep the numbers of padded channels in attributes `channels_before`, `channels_after`.
+What this asks of a user's module is little: read sizes from tensors (`x.shape[1]`, `view(n, -1, ...)`) or from
+attributes (`pruning.attributes`) instead of writing them as constants, and keep the numbers of padded channels in
+attributes `channels_before`, `channels_after`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruning import masks
+from pruning import attributes, masks
 from pruning.evaluation import evaluating
 from pruning.wiring import Wiring, wire
 from workloads.errors import PlanError
@@ -44,8 +46,25 @@ def apply(plan: PruningPlan, model: nn.Module, example_inputs: tuple[Tensor, ...
     if not kept:
         return sparse
     small = cut(sparse, wiring, kept)
-    check_equal(wiring.masked(sparse, kept), small, example_inputs, f"groups {', '.join(kept)}")
+    masked, what = wiring.masked(sparse, kept), f"groups {', '.join(kept)}"
+    try:
+        check_equal(masked, small, example_inputs, what)
+    except PlanError:
+        if not _set_attributes(masked, small, wiring, kept, example_inputs):
+            raise
     return small
+
+
+def _set_attributes(
+    masked: nn.Module, small: nn.Module, wiring: Wiring, kept: Kept, example_inputs: tuple[Tensor, ...]
+) -> bool:
+    """Whether some setting of the attributes of user modules makes the smaller model answer as the masked one."""
+    layers = wiring.analysis.graph_units(kept).layers
+    for _ in attributes.settings(small, wiring.modules(small), wiring.graph.layers, layers):
+        with contextlib.suppress(PlanError):
+            check_equal(masked, small, example_inputs)
+            return True
+    return False
 
 
 def kept_units(plan: PruningPlan, wiring: Wiring) -> dict[str, np.ndarray]:
@@ -195,10 +214,7 @@ def _batch_norm(m: nn.BatchNorm2d, _: object) -> None:
 
 
 def _lstm(m: nn.LSTM, _: object) -> None:
-    hidden = {getattr(m, name).shape[1] for name in m._parameters if name.startswith("weight_hh")}
-    if len(hidden) > 1:
-        raise PlanError(f"an LSTM's layers would have {sorted(hidden)} hidden units, torch's need equally many")
-    _set(m, hidden_size=hidden.pop(), input_size=m.get_parameter("weight_ih_l0").shape[1])
+    _set(m, hidden_size=m.get_parameter("weight_hh_l0").shape[1], input_size=m.get_parameter("weight_ih_l0").shape[1])
 
 
 SIZES: Rules = {
