@@ -108,7 +108,7 @@ def test_what_is_left_alone_has_a_reason():
         "  wide: 8 units, fixed: 'norm' normalises over them",
         "  head: 5 units, fixed: they leave the network (output 'head')",
     ]
-    with pytest.raises(PlanError, match="channel group 'lstm.l0': all layers and directions"):
+    with pytest.raises(PlanError, match=r"channel group 'lstm\.l0': all layers and directions"):
         wiring.cuts("lstm.l0")
 
 
