@@ -249,7 +249,7 @@ def check_equal(masked: nn.Module, pruned: nn.Module, example_inputs: tuple[Tens
     Raises:
         PlanError: the smaller module fails or answers differently; names the module where that starts.
     """
-    inputs = _random_inputs(masked, example_inputs)
+    inputs = random_inputs(masked, example_inputs)
     with torch.no_grad(), evaluating(masked), evaluating(pruned):
         wanted = masked(*inputs)
         try:
@@ -272,7 +272,7 @@ def _constant_channels(where: str, what: str, reason: str) -> str:
     return f"without {what} the smaller model does not work, first seen in {where}: {reason}; {hint}, or keep the group"
 
 
-def _random_inputs(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def random_inputs(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Standard normal numbers in place of floats; twice the batch where it is one and the model takes two."""
     generator = torch.Generator().manual_seed(0)
 
