@@ -2,21 +2,27 @@
 
 torch's own modules are corrected by tables (`pruning.surgery`). Of other modules nobody knows which attribute counts
 what, so values are tried: a whole number that was a size in the layers that run in the module itself may become what
-that size is now, and only a model that answers as the masked one is accepted. Numbers that stand in the code
-itself cannot be changed; such a model is refused.
+that size is now. Only modules at which the smaller network goes wrong are touched, and a setting is right if the
+network's layer graph is exactly the predicted one. Numbers that stand in the code itself cannot be changed; such a
+model is refused.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from pruning.evaluation import evaluating
+from workloads.errors import LoweringError
 from workloads.graph import Layer, Op
+from workloads.lowering import lower
 
-MOST = 64  # ways to set the attributes that are tried
+MOST = 256  # settings that are tried
 BY_NUMBERS = frozenset({Op.RESHAPE, Op.SLICE, Op.EXPAND, Op.CONV, Op.CONV_TRANSPOSE, Op.NORM})
 """Ops that functions are told sizes or groups for; others follow their tensors."""
 
@@ -30,27 +36,89 @@ class Place(NamedTuple):
     values: tuple[int, ...]
 
 
-def settings(
-    model: nn.Module, modules: dict[str, nn.Module], before: Sequence[Layer], after: Sequence[Layer]
-) -> Iterator[None]:
-    """Set the attributes of `model` in one way after the other, in place; nothing where none can be the cause.
+class Wrong(NamedTuple):
+    """Where a network goes wrong: the modules that may be the cause, the likely ones first, and what was seen."""
 
-    Args:
-        model: a module that was cut.
+    modules: tuple[nn.Module, ...]
+    seen: str
+
+
+@dataclass
+class Attributes:
+    """The attributes of a module that was cut, which may still count the channels of the whole one.
+
+    Attributes:
+        model: changed in place.
         modules: layer -> the module of `model` that it runs in.
-        before, after: the layers of the whole and of the smaller network.
+        before, after: the layers of the whole network, and of the smaller one as it should be.
+        inputs: that the model takes.
     """
-    found = list(_places(model, modules, before, after))
-    if not found:
-        return
-    for values in itertools.islice(itertools.product(*(place.values for place in found)), MOST):
-        for place, value in zip(found, values, strict=True):
-            _set(place, value)
-        yield
+
+    model: nn.Module
+    modules: Mapping[str, nn.Module]
+    before: Sequence[Layer]
+    after: Sequence[Layer]
+    inputs: tuple[Tensor, ...]
+
+    def follow(self) -> bool:
+        """Set them; whether the network's layers are then what they should be."""
+        self.places: dict[nn.Module, list[Place]] = {}
+        for place in _places(self.model, self.modules, self.before, self.after):
+            self.places.setdefault(place.module, []).append(place)
+        self.trials = 0
+        return self._search(self._wrong(), frozenset())
+
+    def _search(self, wrong: Wrong | None, done: frozenset[nn.Module]) -> bool:
+        """Try the settings of each suspect; go on from those that change what is wrong."""
+        if wrong is None:
+            return True
+        likely = [module for module in wrong.modules if module in self.places]
+        for module in dict.fromkeys([*likely, *self.places]):
+            if module in done:
+                continue
+            for values in itertools.product(*(place.values for place in self.places[module])):
+                self.trials += 1
+                if self.trials > MOST:
+                    return False
+                _set(self.places[module], values)
+                found = self._wrong()
+                if (found is None or found.seen != wrong.seen) and self._search(found, done | {module}):
+                    return True
+            _set(self.places[module], [place.values[-1] for place in self.places[module]])
+        return False
+
+    def _wrong(self) -> Wrong | None:
+        try:
+            with torch.no_grad(), evaluating(self.model):
+                self.model(*self.inputs)
+            layers = lower(self.model, self.inputs).layers
+        except LoweringError as error:
+            return Wrong((), str(error))
+        except Exception as error:
+            running = tuple(_running(error))
+            return Wrong(running, f"{[id(module) for module in running]} {error}")
+        for found, wanted in itertools.zip_longest(layers, self.after):
+            if found is None or wanted is None or _numbers_of(found) != _numbers_of(wanted):
+                cause = self.modules.get(wanted.name) if wanted else None
+                return Wrong((cause,) if cause else (), f"layer {wanted.name if wanted else 'missing'}")
+        return None
+
+
+def _running(error: BaseException) -> Iterator[nn.Module]:
+    """The modules that were running when it failed, the innermost first."""
+    frames, trace = [], error.__traceback__
+    while trace is not None:
+        frames.append(trace.tb_frame.f_locals.get("self"))
+        trace = trace.tb_next
+    yield from dict.fromkeys(item for item in reversed(frames) if isinstance(item, nn.Module))
+
+
+def _numbers_of(layer: Layer) -> tuple[Any, ...]:
+    return (layer.op, layer.shape, layer.k, layer.c, layer.groups, layer.attributes)
 
 
 def _places(
-    model: nn.Module, modules: dict[str, nn.Module], before: Sequence[Layer], after: Sequence[Layer]
+    model: nn.Module, modules: Mapping[str, nn.Module], before: Sequence[Layer], after: Sequence[Layer]
 ) -> Iterator[Place]:
     for module in model.modules():
         if type(module).__module__.startswith("torch.nn."):
@@ -79,10 +147,11 @@ def _numbers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
             yield from ((name, i, item) for i, item in enumerate(value) if type(item) is int and item > 1)
 
 
-def _set(place: Place, value: int) -> None:
-    if place.item is None:
-        setattr(place.module, place.name, value)
-        return
-    items: Any = getattr(place.module, place.name)
-    changed = [*items[: place.item], value, *items[place.item + 1 :]]
-    setattr(place.module, place.name, type(items)(changed) if type(items) in (list, tuple) else items._make(changed))
+def _set(places: Sequence[Place], values: Sequence[int]) -> None:
+    for place, value in zip(places, values, strict=True):
+        if place.item is None:
+            setattr(place.module, place.name, value)
+            continue
+        items: Any = getattr(place.module, place.name)
+        changed = [*items[: place.item], value, *items[place.item + 1 :]]
+        setattr(place.module, place.name, items._make(changed) if hasattr(items, "_make") else type(items)(changed))

@@ -11,7 +11,6 @@ attributes `channels_before`, `channels_after`.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruning import attributes, masks
+from pruning import masks
+from pruning.attributes import Attributes
 from pruning.evaluation import evaluating
 from pruning.wiring import Wiring, wire
 from workloads.errors import PlanError
@@ -50,21 +50,11 @@ def apply(plan: PruningPlan, model: nn.Module, example_inputs: tuple[Tensor, ...
     try:
         check_equal(masked, small, example_inputs, what)
     except PlanError:
-        if not _set_attributes(masked, small, wiring, kept, example_inputs):
+        layers = wiring.analysis.graph_units(kept).layers
+        if not Attributes(small, wiring.modules(small), wiring.graph.layers, layers, example_inputs).follow():
             raise
+        check_equal(masked, small, example_inputs, what)
     return small
-
-
-def _set_attributes(
-    masked: nn.Module, small: nn.Module, wiring: Wiring, kept: Kept, example_inputs: tuple[Tensor, ...]
-) -> bool:
-    """Whether some setting of the attributes of user modules makes the smaller model answer as the masked one."""
-    layers = wiring.analysis.graph_units(kept).layers
-    for _ in attributes.settings(small, wiring.modules(small), wiring.graph.layers, layers):
-        with contextlib.suppress(PlanError):
-            check_equal(masked, small, example_inputs)
-            return True
-    return False
 
 
 def kept_units(plan: PruningPlan, wiring: Wiring) -> dict[str, np.ndarray]:

@@ -65,3 +65,19 @@ def test_the_graph_of_the_smaller_module_is_the_predicted_one(kind):
     found = lower(as_plan(wiring, kept).apply(model, inputs()), inputs())
     for a, b in zip(found.layers, wiring.analysis.graph_units(kept).layers, strict=True):
         assert (a.op, a.shape, a.groups, a.macs, a.attributes) == (b.op, b.shape, b.groups, b.macs, b.attributes)
+
+
+def test_only_modules_that_go_wrong_get_other_numbers():
+    """Found by the law: attention that hardly matters lost half a head, beside a split whose numbers must change."""
+    model = build((Spec("SplitBySize", 2), Spec("Attention", 1)))
+    with torch.no_grad():
+        model.body[1].last.weight.mul_(1e-7)
+    wiring = wire(model, inputs())
+    kept = {name: np.arange(1, wiring.analysis.group(name).size) for name in wiring.prunable}
+    small = as_plan(wiring, kept).apply(model, inputs())
+    assert (small.body[0].half, small.body[0].out, small.body[1].head_width) == (2, 4, 2)
+
+
+def test_many_modules_with_numbers():
+    """Every block has `out`: ten of them have more settings than are tried."""
+    prove(tuple(Spec("SplitBySize", 1 + i % 3) for i in range(6)) + (AROUND,) * 4, is_flat=False, seed=0, share=0.5)
