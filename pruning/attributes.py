@@ -60,13 +60,14 @@ class Attributes:
     after: Sequence[Layer]
     inputs: tuple[Tensor, ...]
 
-    def follow(self) -> bool:
-        """Set them; whether the network's layers are then what they should be."""
+    def follow(self) -> None:
+        """Set them so that the network's layers are what they should be; leave all as it is where no setting does."""
         self.places: dict[nn.Module, list[Place]] = {}
         for place in _places(self.model, self.modules, self.before, self.after):
             self.places.setdefault(place.module, []).append(place)
         self.trials = 0
-        return self._search(self._wrong(), frozenset())
+        if self.places:
+            self._search(self._wrong(), frozenset())
 
     def _search(self, wrong: Wrong | None, done: frozenset[nn.Module]) -> bool:
         """Try the settings of each suspect; go on from those that change what is wrong."""
@@ -79,7 +80,7 @@ class Attributes:
             for values in itertools.product(*(place.values for place in self.places[module])):
                 self.trials += 1
                 if self.trials > MOST:
-                    return False
+                    break
                 _set(self.places[module], values)
                 found = self._wrong()
                 if (found is None or found.seen != wrong.seen) and self._search(found, done | {module}):

@@ -253,6 +253,18 @@ class Numbers(nn.Module):
         return self.head((x + self.out(y)).mean(1))
 
 
+class Normed(nn.Module):
+    """A group norm called as a function, of which only a trace arrives; with the old number of groups it runs, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.groups, self.head = nn.Conv2d(3, 16, 3), 4, nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.head((x + 1e-7 * F.group_norm(x, self.groups)).mean((2, 3)))
+
+
 class TestNumbersInAttributes:
     def test_they_follow(self):
         model = Numbers().eval()
@@ -262,6 +274,11 @@ class TestNumbersInAttributes:
         assert (small.width, small.shape) == (8, [2, 4])
         assert (model.width, model.shape) == (12, [3, 4])
         assert_answers_alike(small, wiring.masked(model, kept), example())
+
+    def test_they_follow_where_answers_would_hardly_tell(self):
+        model = Normed().eval()
+        small = as_plan(wire(model, example()), {"conv": np.array([0])}).apply(model, example())
+        assert (model.groups, small.groups) == (4, 1)
 
     def test_those_that_need_not_change_do_not(self):
         model = Numbers().eval()
