@@ -36,7 +36,7 @@ check: .venv/.with-test ## format, lint, types, import directions, doctests, the
 	$(PYTEST) -p tests.conftest --doctest-modules $(PACKAGES)
 	$(PYTEST) -m "not slow and not data" tests/test_readme.py
 
-bench: .venv/.with-demo ## speed and memory, beside peers
+bench: .venv/.with-bench ## speed and memory, beside peers
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
 
 install: .venv/.with-test ## the environment alone: .venv with the toolkit, editable, and all that tests need
@@ -48,6 +48,7 @@ clean: ## remove the environment, caches and build products; results in runs/ st
 # One stamp a set of extras: a second run finds it and installs nothing.
 EXTRAS_demo  := demo
 EXTRAS_test  := demo,test
+EXTRAS_bench := demo,bench
 
 .venv/.with-%: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is \

@@ -19,6 +19,7 @@ from workloads.sparsity import WeightSparsity
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from workloads.channel_groups import ChannelGroup
     from workloads.channels import ChannelAnalysis
     from workloads.graph import LayerGraph
 
@@ -187,8 +188,12 @@ def make_plan(
     ranking: Mapping[str, Sequence[int]],
     masks: Mapping[str, WeightSparsity] | None = None,
     notes: Sequence[str] = (),
+    keep: Mapping[str, Sequence[int]] | None = None,
 ) -> PruningPlan:
-    """The plan that keeps, of each named group, the first `count` units of its ranking.
+    """The plan that keeps, of each named group, the first `count` units of its ranking; nothing is removed yet.
+
+    Printed, it shows what would go, and in its last notes which groups cannot lose anything, and why. Whole layers
+    and modules are kept by `analyze(graph, keep=...)`.
 
     Args:
         model: its name.
@@ -196,22 +201,53 @@ def make_plan(
         counts: channel group -> how many units stay.
         ranking: channel group -> units, most important first.
         masks: layer -> zeros of its dense weight.
+        keep: layer -> output channels that must stay, however they rank.
 
     Raises:
         PlanError: a count that is impossible, a group without ranking, or nothing to remove.
     """
+    wanted = _kept_units(analysis, keep or {})
     channels = {}
     for name, count in counts.items():
         group = analysis.group(name)
         group.check(count)
         if name not in ranking:
             raise PlanError(f"no ranking of channel group {name!r}; make one with pruning.importance.rank_units")
-        channels[name] = tuple(sorted(int(unit) for unit in ranking[name][:count]))
+        order = _kept_first(group, ranking[name], wanted.get(name, set()))
+        channels[name] = tuple(sorted(order[:count]))
+        if lost := wanted.get(name, set()) - set(channels[name]):
+            raise PlanError(
+                f"channel group {name!r}: {count} units do not hold all that are to be kept, {len(lost)} more"
+            )
     units = {name: analysis.group(name).size for name in channels}
-    plan = PruningPlan(model, channels, units, dict(masks or {}), tuple(notes))
+    plan = PruningPlan(model, channels, units, dict(masks or {}), (*notes, *_left_alone(analysis)))
     if plan.is_empty:
         raise PlanError(f"a plan for {model!r} that removes nothing: every count is that of the dense model")
     return plan
+
+
+def _kept_units(analysis: ChannelAnalysis, keep: Mapping[str, Sequence[int]]) -> dict[str, set[int]]:
+    """Group -> units that must stay."""
+    found: dict[str, set[int]] = {}
+    for layer, channels in keep.items():
+        for name, units in analysis.units(layer, channels).items():
+            found.setdefault(name, set()).update(units.tolist())
+    return found
+
+
+def _kept_first(group: ChannelGroup, ranking: Sequence[int], kept: set[int]) -> list[int]:
+    """The ranking with those that must stay before others of their kind, so that a count means the same dims."""
+    order = [int(unit) for unit in ranking]
+    for kind in {int(group.kinds[unit]) for unit in kept}:
+        places = [i for i, unit in enumerate(order) if group.kinds[unit] == kind]
+        units = sorted((order[i] for i in places), key=lambda unit: unit not in kept)
+        for i, unit in zip(places, units, strict=True):
+            order[i] = unit
+    return order
+
+
+def _left_alone(analysis: ChannelAnalysis) -> list[str]:
+    return [f"{x.name} keeps all {x.size} units: {x.reason}" for x in analysis.groups if not x.prunable]
 
 
 def magnitude_masks(

@@ -4,8 +4,9 @@ What is cut follows from `pruning.wiring`, which knows for every parameter which
 unit. Attributes that count channels are corrected by tables, module type -> rule. A module that is not in them but has
 such a count in its own code is found out by the comparison: the smaller module must answer as the masked one does.
 
-What this asks of a user's module is little: read sizes from tensors (`x.shape[1]`, `view(n, -1, ...)`) instead of
-writing them as constants, and keep the numbers of padded channels in attributes `channels_before`, `channels_after`.
+What this asks of a user's module is little: read sizes from tensors (`x.shape[1]`, `view(n, -1, ...)`) or from
+attributes (`pruning.attributes`) instead of writing them as constants, and keep the numbers of padded channels in
+attributes `channels_before`, `channels_after`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning import masks
+from pruning.attributes import Attributes
 from pruning.evaluation import evaluating
 from pruning.wiring import Wiring, wire
 from workloads.errors import PlanError
@@ -44,7 +46,10 @@ def apply(plan: PruningPlan, model: nn.Module, example_inputs: tuple[Tensor, ...
     if not kept:
         return sparse
     small = cut(sparse, wiring, kept)
-    check_equal(wiring.masked(sparse, kept), small, example_inputs, f"groups {', '.join(kept)}")
+    masked, what = wiring.masked(sparse, kept), f"groups {', '.join(kept)}"
+    layers = wiring.analysis.graph_units(kept).layers
+    Attributes(small, wiring.modules(small), wiring.graph.layers, layers, example_inputs).follow()
+    check_equal(masked, small, example_inputs, what)
     return small
 
 
@@ -195,10 +200,7 @@ def _batch_norm(m: nn.BatchNorm2d, _: object) -> None:
 
 
 def _lstm(m: nn.LSTM, _: object) -> None:
-    hidden = {getattr(m, name).shape[1] for name in m._parameters if name.startswith("weight_hh")}
-    if len(hidden) > 1:
-        raise PlanError(f"an LSTM's layers would have {sorted(hidden)} hidden units, torch's need equally many")
-    _set(m, hidden_size=hidden.pop(), input_size=m.get_parameter("weight_ih_l0").shape[1])
+    _set(m, hidden_size=m.get_parameter("weight_hh_l0").shape[1], input_size=m.get_parameter("weight_ih_l0").shape[1])
 
 
 SIZES: Rules = {
@@ -233,7 +235,7 @@ def check_equal(masked: nn.Module, pruned: nn.Module, example_inputs: tuple[Tens
     Raises:
         PlanError: the smaller module fails or answers differently; names the module where that starts.
     """
-    inputs = _random_inputs(masked, example_inputs)
+    inputs = random_inputs(masked, example_inputs)
     with torch.no_grad(), evaluating(masked), evaluating(pruned):
         wanted = masked(*inputs)
         try:
@@ -256,7 +258,7 @@ def _constant_channels(where: str, what: str, reason: str) -> str:
     return f"without {what} the smaller model does not work, first seen in {where}: {reason}; {hint}, or keep the group"
 
 
-def _random_inputs(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def random_inputs(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Standard normal numbers in place of floats; twice the batch where it is one and the model takes two."""
     generator = torch.Generator().manual_seed(0)
 

@@ -5,13 +5,15 @@
         def prune(self): return functools.partial(MyPruner, strength=0.1)
 
 `prune(model, example_inputs, total_steps=...)` makes the pruner. The laws hold for every method: the user's model is
-untouched, the added loss is one number, what comes out is plain, baked, and sparse or smaller, and a training that was
-stopped and taken up again ends with the same bytes.
+untouched, the added loss is one number, the prepared model can be copied and compiled, what comes out is plain, baked,
+and sparse or smaller, and a training that was stopped and taken up again ends with the same bytes.
 """
 
 from __future__ import annotations
 
 import copy
+import io
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -63,13 +65,14 @@ class Loop:
 
     def __init__(self, pruner: Pruner) -> None:
         self.pruner = pruner
+        self.net: Callable[[Tensor], Tensor] = pruner.model  # what is called: also a compiled one
         self.optimizer = torch.optim.SGD(pruner.model.parameters(), 0.05, momentum=0.9, weight_decay=1e-3)
 
     def run(self, data: list[tuple[Tensor, Tensor]]) -> list[float]:
         losses = []
         for x, y in data:
             self.optimizer.zero_grad()
-            loss = F.cross_entropy(self.pruner.model(x), y) + self.pruner.loss()
+            loss = F.cross_entropy(self.net(x), y) + self.pruner.loss()
             loss.backward()
             self.optimizer.step()
             self.pruner.step()
@@ -135,6 +138,40 @@ class PrunerContract:
         Loop(pruner).run(batches(STEPS))
         x = batches(1)[0][0]
         torch.testing.assert_close(pruner.finalize().eval()(x), pruner.model.eval()(x))
+
+    def test_an_unfinished_model_can_be_copied(self, prune: Prune) -> None:
+        pruner, data = self.make(prune), batches(STEPS)
+        loop = Loop(pruner)
+        loop.run(data[: STEPS // 2])
+        twin, x = copy.deepcopy(pruner.model).eval(), data[0][0]
+        wanted = pruner.model.eval()(x)
+        torch.testing.assert_close(twin(x), wanted)
+        pruner.model.train()
+        loop.run(data[STEPS // 2 :])
+        torch.testing.assert_close(twin(x), wanted)  # the copy has weights and masks of its own
+
+    def test_an_unfinished_model_compiles_and_sees_its_masks_change(self, prune: Prune) -> None:
+        pruner, data = self.make(prune), batches(STEPS)
+        torch.compiler.reset()
+        loop = Loop(pruner)
+        loop.net = torch.compile(pruner.model, backend="aot_eager")
+        for half in (data[: STEPS // 2], data[STEPS // 2 :]):
+            loop.run(half)
+            pruner.model.eval()
+            with torch.no_grad():
+                torch.testing.assert_close(loop.net(data[0][0]), pruner.model(data[0][0]))
+            pruner.model.train()
+
+    def test_a_finished_model_can_be_copied_pickled_and_saved(self, prune: Prune) -> None:
+        pruner, stored = self.make(prune), io.BytesIO()
+        Loop(pruner).run(batches(2))
+        baked = pruner.finalize().eval()
+        torch.save(baked, stored)
+        stored.seek(0)
+        saved = torch.load(stored, weights_only=False)
+        for twin in (copy.deepcopy(baked), pickle.loads(pickle.dumps(baked)), saved):
+            assert same(twin.state_dict(), baked.state_dict())
+            assert torch.equal(twin(batches(1)[0][0]), baked(batches(1)[0][0]))
 
     def test_stopped_and_taken_up_again_is_the_same(self, prune: Prune) -> None:
         data = batches(STEPS)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 
 from workloads.channels import ChannelAnalysis, Member, analyze
 from workloads.constants import Computed, Constant, Norm, Reader, Recipe, Stored, stored_in, tensors_of
@@ -27,7 +28,7 @@ from workloads.graph import KIND, Kind, Layer, LayerGraph, Op
 from workloads.lowering import prepare
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from workloads.structure import Structure
 
@@ -82,23 +83,55 @@ def wire(model: nn.Module, source: LayerGraph | ChannelAnalysis | tuple[Tensor, 
         graph = structure.graph(type(model).__name__, reader).verify()
     elif [layer.name for layer in graph.layers] != [layer.name for layer in structure.layers]:
         raise PlanError(f"graph {graph.name!r} was not made from this {type(model).__name__}; lower the model again")
-    return Wiring(graph, source if isinstance(source, ChannelAnalysis) else analyze(graph), structure)
+    analysis = source if isinstance(source, ChannelAnalysis) else analyze(graph)
+    return Wiring(graph, analysis, structure, _rigid(model))
+
+
+def _rigid(model: nn.Module) -> dict[tuple[str, int], str]:
+    """(parameter, axis) that torch's own modules cannot shrink -> why."""
+    found: dict[tuple[str, int], str] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            reason = f"{path!r} (MultiheadAttention) must have as many channels inside as outside"
+            found |= {(f"{path}.{leaf}", axis): reason for leaf, _ in module.named_parameters() for axis in (0, 1)}
+        elif isinstance(module, nn.LSTM) and (module.num_layers > 1 or module.bidirectional):
+            reason = f"all layers and directions of {path!r} (LSTM) must have equally many hidden units"
+            found |= {(f"{path}.{leaf}", 0): reason for leaf, _ in module.named_parameters()}
+    return {(name.lstrip("."), axis): reason for (name, axis), reason in found.items()}
 
 
 @dataclass(frozen=True, eq=False)
 class Wiring:
-    """The graph of a model, its channel groups, and what both mean for the model's own tensors; made by `wire`."""
+    """The graph of a model, its channel groups, and what both mean for the model's own tensors; made by `wire`.
+
+    Printed, it lists every channel group: what it may lose, or why it must be left alone.
+    """
 
     graph: LayerGraph
     analysis: ChannelAnalysis
     structure: Structure
+    rigid: Mapping[tuple[str, int], str]
+
+    def __str__(self) -> str:
+        count = f"{len(self.analysis.groups)} channel groups, {len(self.prunable)} can be cut"
+        lines = [f"  {group}" for group in self.analysis.groups]
+        for i, group in enumerate(self.analysis.groups):
+            if group.prunable and group.name in self.reasons:
+                lines[i] = f"  {group.name}: {group.size} units, left alone: {self.reasons[group.name]}"
+        return "\n".join([f"Wiring of {self.graph.name!r}: {count}", *lines])
 
     # ---- channel groups ---------------------------------------------------------------------------------------------
 
     @cached_property
     def prunable(self) -> tuple[str, ...]:
         """Groups that may lose units and whose tensors can be cut."""
-        return tuple(name for name in self.analysis.names if not self._problems(name))
+        return tuple(name for name in self.analysis.names if name not in self.reasons)
+
+    @cached_property
+    def reasons(self) -> dict[str, str]:
+        """Why a group must be left alone, for each that must."""
+        found = {group.name: group.reason or self._problems(group.name) for group in self.analysis.groups}
+        return {name: reason for name, reason in found.items() if reason}
 
     def cuts(self, group: str) -> tuple[Cut, ...]:
         """All axes of tensors that shrink with a group.
@@ -118,7 +151,8 @@ class Wiring:
                     f"array {member.array!r} of layer {member.layer!r} is computed, not a parameter, so it cannot be "
                     "cut; finish parametrizations first, or leave the group alone"
                 )
-        return ""
+        rigid = (self.rigid.get((cut.tensor, cut.axis), "") for cut in self._cuts[group] if cut.role != STATISTIC)
+        return next(filter(None, rigid), "")
 
     @cached_property
     def _cuts(self) -> dict[str, tuple[Cut, ...]]:

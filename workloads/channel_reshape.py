@@ -8,8 +8,9 @@ and c, h, w | c h w. Inside a block with one axis of channels:
 * several axes after: one of them must carry the channels alone, and what it does not tell apart is tied. If an axis
   carries them already (the inverse of a flatten), nothing is tied. Otherwise it is chosen by what follows:
   a swap of the two axes is a channel shuffle, and the inner one shrinks (groups stay); an axis over which a matmul is
-  repeated is the heads, and shrinks (the size of a head stays); an axis of which parts are taken, such as the 3 of
-  packed queries, keys and values, does not.
+  repeated is the heads, and shrinks (the size of a head stays); of an image that is convolved the channels shrink; an
+  axis of which parts are taken, such as the 3 of packed queries, keys and values, does not. A vector that becomes an
+  image, (n, c h w) -> (n, c, h, w), is one of c channels where nothing tells.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from workloads.graph import Layer, LayerGraph, Op
 if TYPE_CHECKING:
     from workloads.channel_rules import Axes, Flow
 
-REPEATED, UNKNOWN, MULTIPLIED, CUT = range(4)  # what becomes of an axis, best carrier of channels first
+CARRIED, UNKNOWN, MULTIPLIED, CUT = range(4)  # what becomes of an axis, best carrier of channels first
 _ELEMENTWISE = frozenset({Op.ADD, Op.MUL, Op.ACTIVATION, Op.SOFTMAX, Op.NORM, Op.EXPAND})
+_IMAGES = frozenset({Op.CONV, Op.CONV_TRANSPOSE, Op.MAX_POOL, Op.AVG_POOL, Op.UPSAMPLE, Op.PIXEL_SHUFFLE})
 _FAR = 16  # layers to look ahead
 
 
@@ -41,8 +43,12 @@ def reshape(flow: Flow, layer: Layer) -> Axes:
         if len(labelled) > 1:
             flow.fix_all(tuple(source[axis] for axis in labelled), f"{layer.name!r} merges several axes of channels")
         elif labelled:
-            axis, labels = _carrier(flow, layer, _flat(source, shape, before), after)
-            axes[axis] = labels
+            flat = _flat(source, shape, before)
+            if _is_one_channel(flow.graph, layer, before, after):
+                flow.fix(flat, f"{layer.name!r} makes the rows and columns of one channel of them")
+            else:
+                axis, labels = _carrier(flow, layer, flat, after)
+                axes[axis] = labels
     return tuple(axes)
 
 
@@ -91,12 +97,23 @@ def _carrier(flow: Flow, layer: Layer, flat: np.ndarray, after: list[int]) -> tu
     return after[chosen], rows[chosen][:, 0]
 
 
+def _is_one_channel(graph: LayerGraph, layer: Layer, before: list[int], after: list[int]) -> bool:
+    """Whether a vector becomes an image of one channel, (n, h w) -> (n, 1, h, w): then no axis carries channels.
+
+    Heads look the same where there is one token; a matmul that follows tells them.
+    """
+    if len(before) > 1 or len(after) == 1 or after[0] <= before[0] or layer.shape[after[0] - 1] > 1:
+        return False
+    return all(_fate(graph, layer.name, axis, _FAR) in (UNKNOWN, CUT) for axis in after)
+
+
 def _choose(graph: LayerGraph, layer: Layer, after: list[int]) -> int:
-    """Which of several axes shrinks (module docstring); the last but one where nothing tells."""
+    """Which of several axes shrinks (module docstring); else the last but one."""
     if len(after) == 2 and _is_swapped(graph, layer, after):
         return 1
     fates = [_fate(graph, layer.name, axis, _FAR) for axis in after]
-    return min(range(len(after)), key=lambda i: (fates[i], abs(len(after) - 2 - i)))
+    usual = 0 if after == [1, 2, 3] and len(layer.shape) == 4 else len(after) - 2
+    return min(range(len(after)), key=lambda i: (fates[i], abs(usual - i)))
 
 
 def _is_swapped(graph: LayerGraph, layer: Layer, after: list[int]) -> bool:
@@ -113,7 +130,9 @@ def _fate(graph: LayerGraph, name: str, axis: int, far: int) -> int:
     for reader in (graph[reader] for reader in graph.consumers[name] if far):
         found, follow = UNKNOWN, -1
         if reader.op is Op.MATMUL:
-            found = REPEATED if axis < rank - 2 else MULTIPLIED
+            found = CARRIED if axis < rank - 2 else MULTIPLIED
+        elif reader.op in _IMAGES:
+            found = CARRIED if axis == 1 else CUT
         elif reader.op is Op.SLICE:
             found, follow = (CUT, -1) if reader.shape[axis] < graph[name].shape[axis] else (UNKNOWN, axis)
         elif reader.op is Op.TRANSPOSE:

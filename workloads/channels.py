@@ -46,7 +46,7 @@ from workloads.channel_tables import (
 )
 from workloads.columns import ARRAY_FIELDS, Columns
 from workloads.errors import PlanError
-from workloads.graph import Layer, LayerGraph
+from workloads.graph import KIND, Kind, Layer, LayerGraph
 from workloads.sparsity import WeightSparsity
 
 
@@ -55,7 +55,7 @@ def analyze(graph: LayerGraph, keep: Sequence[str] = ()) -> ChannelAnalysis:
 
     Args:
         graph: a verified graph.
-        keep: layers whose output channels must all stay.
+        keep: layers whose output channels must all stay, or modules: all that they make.
 
     Raises:
         PlanError: a layer to keep is not in the graph.
@@ -72,16 +72,23 @@ def analyze(graph: LayerGraph, keep: Sequence[str] = ()) -> ChannelAnalysis:
     >>> [(layer.name, layer.k, layer.c) for layer in analysis.graph({"a": 6})]
     [('x', 3, 3), ('a', 6, 3), ('b', 5, 6)]
     """
-    for name in keep:
-        if name not in graph.index:
-            raise PlanError(unknown("layer to keep", name, graph.index))
     found: dict[tuple[str, ...], ChannelAnalysis] = vars(graph).setdefault("_channel_analyses", {})
-    key = tuple(sorted(set(keep)))
+    key = tuple(sorted({layer for name in keep for layer in _layers_in(graph, name)}))
     if key not in found:
         flow = Flow(graph, key)
         parts = partition(flow)
         found[key] = ChannelAnalysis(graph, flow, parts, tabulate(flow, parts))
     return found[key]
+
+
+def _layers_in(graph: LayerGraph, name: str) -> list[str]:
+    """Every call of the layer of that name; else, of the module of that name, the layers that make channels."""
+    calls = [layer for layer in graph.index if layer == name or layer.startswith(f"{name}#")]
+    inside = [layer for layer in graph.layers if layer.name.startswith(f"{name}.")]
+    makers = [layer.name for layer in inside if layer.weight and KIND[layer.op] is Kind.MAC]
+    if not calls and not inside:
+        raise PlanError(unknown("layer to keep", name, graph.index))
+    return calls or makers or [layer.name for layer in inside]
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +160,22 @@ class ChannelAnalysis:
             own |= (producers >= 0) & elements[producers]
         return tuple(layer.name for layer, is_touched in zip(self.source.layers, own, strict=True) if is_touched)
 
+    def units(self, layer: str, channels: Sequence[int]) -> dict[str, np.ndarray]:
+        """The units that some output channels of a layer belong to: prunable group -> ascending int64.
+
+        Raises:
+            PlanError: no such layer, or it has no such channel.
+        """
+        if layer not in self.source.index:
+            raise PlanError(unknown("layer", layer, self.source.index))
+        item, chosen = self.source[layer], np.asarray(channels, np.int64)
+        size = item.shape[item.channel_axis]
+        if chosen.size and (chosen.min() < 0 or chosen.max() >= size):
+            raise PlanError(f"layer {layer!r}: channels {[int(x) for x in chosen]}, must be in 0..{size - 1}")
+        labels = self.flow.axes[layer][item.channel_axis]
+        parts = [] if labels is None else self._split(labels[np.unique(chosen)])
+        return {self.parts.names[n]: np.unique(unit) for n, _, unit in parts if n < self.parts.prunable}
+
     def _number(self, group: ChannelGroup) -> int:
         return self.parts.names.index(group.name)
 
@@ -188,7 +211,7 @@ class ChannelAnalysis:
         """Positions and units of an axis by group."""
         unit, first = self.parts.unit[labels], self.parts.first
         owner = np.searchsorted(first, unit, side="right") - 1
-        if owner[0] >= 0 and (owner == owner[0]).all():
+        if owner.size and owner[0] >= 0 and (owner == owner[0]).all():
             return [(int(owner[0]), np.arange(len(unit)), unit - first[owner[0]])]
         found = []
         for number in np.unique(owner[owner >= 0]):

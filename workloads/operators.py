@@ -131,6 +131,13 @@ def _activation(kind: str) -> Handler:
     return handler
 
 
+def glu(site: Site, x: Draft, axis: int = -1) -> Draft:
+    """The first half of an axis, scaled by the sigmoid of the second."""
+    size = x.shape[axis] // 2
+    value, gate = (site.slice(x, axis, start, size) for start in (0, size))
+    return site.emit(Op.MUL, [value, site.emit(Op.ACTIVATION, [gate], kind="sigmoid")], kind="mul")
+
+
 def _text(number: float) -> str:
     return str(int(number)) if float(number).is_integer() else repr(float(number))
 
@@ -229,6 +236,7 @@ OPERATORS: Mapping[str, Handler] = {
     "aten.sigmoid.default": _activation("sigmoid"),
     "aten.tanh.default": _activation("tanh"),
     "aten.silu.default": _activation("silu"),
+    "aten.glu.default": glu,
     "aten.hardswish.default": _activation("hardswish"),
     "aten.hardsigmoid.default": _activation("hardsigmoid"),
     "aten.gelu.default": gelu,

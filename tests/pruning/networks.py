@@ -88,6 +88,17 @@ class Grouped(nn.Module):
         return self.head(F.relu(self.narrow(x)).mean((2, 3)))
 
 
+class PaddedShortcut(nn.Module):
+    """ResNet's option A at one size: channels of zeros before and after."""
+
+    def __init__(self, before: int, after: int):
+        super().__init__()
+        self.channels_before, self.channels_after = before, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x, (0, 0, 0, 0, self.channels_before, self.channels_after))
+
+
 class Fire(nn.Module):
     """Squeeze, expand twice, concatenate; then a dense layer that concatenates its input."""
 
@@ -261,7 +272,11 @@ NETWORKS = {
 def network(name: str, seed: int = 0) -> nn.Module:
     """In eval mode, with batch-norm statistics and affine parameters that are not the trivial ones."""
     torch.manual_seed(seed)
-    model = NETWORKS[name]().eval()
+    return lively(NETWORKS[name]().eval())
+
+
+def lively(model: nn.Module) -> nn.Module:
+    """The model with statistics, scales and shifts of norms that are not the trivial ones."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.running_mean.normal_()
@@ -269,6 +284,9 @@ def network(name: str, seed: int = 0) -> nn.Module:
             if module.affine:
                 nn.init.uniform_(module.weight, 0.5, 1.5)
                 nn.init.normal_(module.bias)
+        elif isinstance(module, nn.GroupNorm | nn.InstanceNorm2d | nn.LayerNorm) and module.weight is not None:
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
     return model
 
 

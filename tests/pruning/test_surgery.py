@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from pruning import masks
 from pruning.plan import PruningPlan, magnitude_masks, make_plan
 from pruning.surgery import check_equal, cut
-from pruning.wiring import Wiring, wire
-from tests.pruning.networks import NETWORKS, Recurrent, awake, example, network
+from pruning.wiring import wire
+from tests.pruning.cutting import as_plan, assert_answers_alike, compare, parameters, random_units
+from tests.pruning.networks import NETWORKS, awake, example, network
 from workloads.channels import analyze
 from workloads.errors import CodesignError, PlanError
 from workloads.graph import Op
@@ -22,34 +23,6 @@ from workloads.models import build, example_input
 from workloads.sparsity import WeightSparsity
 
 NO_IMAGES = (Op.TRANSPOSE, Op.RESHAPE, Op.MATMUL, Op.SOFTMAX)  # the height and width of their input mean nothing
-
-
-def random_units(wiring: Wiring, rng: np.random.Generator, share: float = 0.6) -> dict[str, np.ndarray]:
-    """Of every group that can be pruned a random choice of units, most of them and at least one fewer than all."""
-    found = {}
-    for name in wiring.prunable:
-        size = wiring.analysis.group(name).size
-        count = min(size - 1, max(1, round(share * size))) if size > 1 else 1
-        found[name] = np.sort(rng.choice(size, count, replace=False))
-    return found
-
-
-def as_plan(wiring: Wiring, kept: dict[str, np.ndarray], **fields) -> PruningPlan:
-    sizes = {name: wiring.analysis.group(name).size for name in kept}
-    return PruningPlan("test", {name: tuple(units.tolist()) for name, units in kept.items()}, sizes, **fields)
-
-
-def compare(model: nn.Module, wiring: Wiring, kept: dict[str, np.ndarray], x: tuple[Tensor, ...]) -> nn.Module:
-    """Cut and masked model in float64, where nothing hides in rounding."""
-    masked, small = wiring.masked(model, kept).double(), cut(model, wiring, kept).double()
-    inputs = tuple(item.double() for item in x)
-    with torch.no_grad():
-        torch.testing.assert_close(small(*inputs), masked(*inputs), rtol=1e-9, atol=1e-11)
-    return small.float()
-
-
-def parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -263,6 +236,56 @@ class Wrong(nn.Module):
         return self.head(F.relu(self.conv(x)).mean((2, 3)) * self.conv.out_channels)
 
 
+class Numbers(nn.Module):
+    """Attention of nanoGPT's kind, which keeps its width and its number of heads in attributes."""
+
+    def __init__(self, width: int = 12, heads: int = 3):
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 4, stride=4)
+        self.qkv, self.out, self.head = nn.Linear(width, 3 * width), nn.Linear(width, width), nn.Linear(width, 5)
+        self.width, self.shape = width, [heads, width // heads]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).flatten(2).transpose(1, 2)
+        n, t, _ = x.shape
+        q, k, v = (y.view(n, t, *self.shape).transpose(1, 2) for y in self.qkv(x).split(self.width, 2))
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, self.width)
+        return self.head((x + self.out(y)).mean(1))
+
+
+class Normed(nn.Module):
+    """A group norm called as a function, of which only a trace arrives; with the old number of groups it runs, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.groups, self.head = nn.Conv2d(3, 16, 3), 4, nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.head((x + 1e-7 * F.group_norm(x, self.groups)).mean((2, 3)))
+
+
+class TestNumbersInAttributes:
+    def test_they_follow(self):
+        model = Numbers().eval()
+        wiring = wire(model, example())
+        kept = {"conv": np.arange(1, 10), "qkv": np.array([0, 2])}
+        small = as_plan(wiring, kept).apply(model, example())
+        assert (small.width, small.shape) == (8, [2, 4])
+        assert (model.width, model.shape) == (12, [3, 4])
+        assert_answers_alike(small, wiring.masked(model, kept), example())
+
+    def test_they_follow_where_answers_would_hardly_tell(self):
+        model = Normed().eval()
+        small = as_plan(wire(model, example()), {"conv": np.array([0])}).apply(model, example())
+        assert (model.groups, small.groups) == (4, 1)
+
+    def test_those_that_need_not_change_do_not(self):
+        model = Numbers().eval()
+        small = as_plan(wire(model, example()), {"conv": np.arange(1, 10)}).apply(model, example())
+        assert (small.width, small.shape) == (12, [3, 4])
+
+
 class TestWhatCannotBeCut:
     def apply(self, model: nn.Module, group: str = "conv") -> None:
         wiring = wire(model, example())
@@ -339,6 +362,29 @@ def test_plans_that_do_not_fit(plan, message):
 
 
 class TestMakingPlans:
+    def test_channels_to_keep_stay_however_they_rank(self):
+        analysis = analyze(lower(network("Residual"), example()))
+        ranking = {"stem": list(range(8)), "inner.1": list(range(10))}
+        counts, keep = {"stem": 3, "inner.1": 2}, {"outer.1": [6], "stem": [7, 6], "inner.1": [9], "head": [0]}
+        plan = make_plan("residual", analysis, counts, ranking, keep=keep)
+        assert plan.channels == {"stem": (0, 6, 7), "inner.1": (0, 9)}
+        with pytest.raises(PlanError, match="channel group 'stem': 1 units do not hold all that are to be kept"):
+            make_plan("residual", analysis, {"stem": 1}, ranking, keep=keep)
+        with pytest.raises(PlanError, match=r"layer 'stem': channels \[8\], must be in 0\.\.7"):
+            make_plan("residual", analysis, counts, ranking, keep={"stem": [8]})
+        with pytest.raises(PlanError, match="unknown layer 'stam'; did you mean 'stem'"):
+            make_plan("residual", analysis, counts, ranking, keep={"stam": [8]})
+
+    def test_channels_to_keep_take_the_place_of_others_of_their_kind(self):
+        """In resnet20 a channel of the third stage may not push out one that runs through all."""
+        analysis = analyze(lower(build("resnet20"), example_input("resnet20")))
+        group = analysis.group("conv1")
+        last = group.indices("layer3.2.conv2", "output", group.order)[-3:]
+        plan = make_plan("resnet20", analysis, {"conv1": 40}, {"conv1": group.order}, keep={"layer3.2.conv2": last})
+        (units,) = analysis.units("layer3.2.conv2", last).values()
+        assert set(units) <= set(plan.channels["conv1"])
+        assert analysis.graph_units(plan.channels).macs == analysis.graph({"conv1": 40}).macs
+
     def test_counts_follow_the_ranking(self):
         analysis = analyze(lower(network("Chain"), example()))
         ranking = {"conv1": [7, 3, 5, 0, 1, 2, 4, 6], "conv3": np.array([5, 4, 3, 2, 1, 0])}
@@ -346,7 +392,7 @@ class TestMakingPlans:
         assert plan.channels == {"conv1": (3, 5, 7), "conv3": (0, 1, 2, 3, 4, 5)}
         assert plan.units == {"conv1": 8, "conv3": 6}
         assert plan.removed == {"conv1": 5}
-        assert plan.notes == ("by hand",)
+        assert plan.notes == ("by hand", "head keeps all 5 units: they leave the network (output 'head')")
         assert plan.apply(network("Chain"), example()).conv1.out_channels == 3
 
     @pytest.mark.parametrize(
@@ -393,16 +439,3 @@ class TestMakingPlans:
         model = network("Chain")
         with pytest.raises(CodesignError, match=message):
             magnitude_masks(model, lower(model, example()), wanted)
-
-
-def test_an_lstm_of_two_layers_is_refused_if_they_would_differ():
-    class Deep(Recurrent):
-        def __init__(self):
-            super().__init__()
-            self.lstm = nn.LSTM(6, 7, num_layers=2, batch_first=True)
-
-    model = Deep().eval()
-    wiring = wire(model, example())
-    first = wiring.prunable[1]
-    with pytest.raises(PlanError, match="an LSTM's layers would have"):
-        cut(model, wiring, {first: np.arange(3)})

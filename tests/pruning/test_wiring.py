@@ -74,6 +74,44 @@ def test_a_computed_weight_carries_no_mask():
         wiring.weight_of(name)
 
 
+class Rigid(nn.Module):
+    """What torch's own modules cannot lose: heads and width of attention, hidden units of an LSTM with two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.attend = nn.Linear(3, 12), nn.MultiheadAttention(12, 3, batch_first=True)
+        self.narrow, self.lstm = nn.Linear(12, 6), nn.LSTM(6, 4, num_layers=2, batch_first=True)
+        self.wide, self.norm, self.head = nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.embed(x.flatten(2).transpose(1, 2))
+        x = self.narrow(x + self.attend(x, x, x, need_weights=False)[0])
+        return self.head(self.norm(self.wide(self.lstm(x)[0].mean(1))))
+
+
+def test_what_is_left_alone_has_a_reason():
+    wiring = wire(Rigid(), example())
+    attention = "'attend' (MultiheadAttention) must have as many channels inside as outside"
+    lstm = "all layers and directions of 'lstm' (LSTM) must have equally many hidden units"
+    assert wiring.reasons == {
+        "embed": attention, "attend.linear": attention, "lstm.l0": lstm, "lstm.l1": lstm,
+        "wide": "'norm' normalises over them", "head": "they leave the network (output 'head')",
+    }  # fmt: skip
+    assert wiring.prunable == ("narrow",)
+    assert str(wiring).splitlines() == [
+        "Wiring of 'Rigid': 7 channel groups, 1 can be cut",
+        f"  embed: 12 units, left alone: {attention}",
+        f"  attend.linear: 3 units, left alone: {attention}",
+        "  narrow: 1..6 units from narrow to lstm.l0",
+        f"  lstm.l0: 4 units, left alone: {lstm}",
+        f"  lstm.l1: 4 units, left alone: {lstm}",
+        "  wide: 8 units, fixed: 'norm' normalises over them",
+        "  head: 5 units, fixed: they leave the network (output 'head')",
+    ]
+    with pytest.raises(PlanError, match=r"channel group 'lstm\.l0': all layers and directions"):
+        wiring.cuts("lstm.l0")
+
+
 def test_graph_and_analysis_can_be_given():
     model = network("Residual")
     graph = lower(model, example())

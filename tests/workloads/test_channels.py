@@ -668,6 +668,25 @@ def test_only_one_axis_of_a_tensor_shrinks() -> None:
     assert_removal_is_silence(analysis.source, np.random.default_rng(0))
 
 
+def test_rows_of_an_image_of_one_channel_stay() -> None:
+    """A vector that becomes an image: with two channels they can go, with one there is nothing to carry them."""
+    for channels, reason in ((1, "'image' makes the rows and columns of one channel of them"), (2, "")):
+        net = Net(2, 3)
+        image = net.reshape("image", net.linear("a", "x", 16 * channels), 2, channels, 4, 4)
+        net.linear("last", net.reshape("flat", net.relu("relu", image), 2, 16 * channels), 4)
+        assert analyze(net.graph()).group("a").reason == reason
+
+
+def test_an_image_made_of_a_vector_loses_channels() -> None:
+    """A decoder: the linear layer's outputs go by channels, 16 together, since a convolution slides over the rest."""
+    net = Net(2, 3)
+    net.conv("c", net.reshape("image", net.linear("a", "x", 80), 2, 5, 4, 4), 2)
+    analysis = analyze(net.graph())
+    assert analysis.group("a").size == 5
+    assert analysis.group("a").indices("a", "output", [1]).tolist() == list(range(16, 32))
+    assert_removal_is_silence(analysis.source, np.random.default_rng(0))
+
+
 def test_a_tensor_times_itself_stays() -> None:
     net = Net(1, 3, 4, 4)
     flat = net.reshape("flat", net.conv("a", "x", 6), 1, 6, 16)
@@ -688,6 +707,9 @@ def test_kept_layers_stay() -> None:
     assert analysis.names == ("a", "c")
     assert analyze(graph, keep=["b"]) is analysis
     assert analyze(graph) is not analysis
+    assert analyze(lower(build("resnet8"), example_input("resnet8")), keep=["block2", "fc"]).names == (
+        "stem.conv", "block1.conv1", "block3.conv1", "block3.conv2",
+    )  # fmt: skip
     with pytest.raises(PlanError, match="unknown layer to keep 'bb'; did you mean 'b'"):
         analyze(graph, keep=["bb"])
 

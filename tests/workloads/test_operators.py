@@ -305,6 +305,9 @@ class TestElementwise:
         ):
             check(Call(function), X)
 
+    def test_a_gated_linear_unit_is_two_slices(self):
+        assert ops(check(nn.GLU(1), X)) == ["slice", "slice", "activation", "mul"]
+
     def test_nothing_added_is_no_layer(self):
         assert ops(check(Call(lambda m, x: F.relu((x + 0) * 1.0 / 1)), X)) == ["activation"]
 
