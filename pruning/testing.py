@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -136,6 +137,20 @@ class PrunerContract:
     def test_finalize_answers_as_the_trained_copy_does(self, prune: Prune) -> None:
         pruner = self.make(prune)
         Loop(pruner).run(batches(STEPS))
+        x = batches(1)[0][0]
+        torch.testing.assert_close(pruner.finalize().eval()(x), pruner.model.eval()(x))
+
+    def test_trains_with_channels_last_in_bf16(self, prune: Prune) -> None:
+        pruner = self.make(prune)
+        pruner.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        loop = Loop(pruner)
+
+        def net(x: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return pruner.model(x.contiguous(memory_format=torch.channels_last)).float()
+
+        loop.net = net
+        assert all(math.isfinite(loss) for loss in loop.run(batches(STEPS)))
         x = batches(1)[0][0]
         torch.testing.assert_close(pruner.finalize().eval()(x), pruner.model.eval()(x))
 
