@@ -20,9 +20,10 @@ from codesign.subject import load_images
 from workloads.errors import ConfigError, PlanError, unknown_name
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from pruning.methods import Pruner
+    from pruning.shrink import Shrunk
     from workloads.data import ImageData
 
 
@@ -78,7 +79,9 @@ class PruneOutcome:
         dense_test, test: accuracy on the test images before and after, fractions; dense None for one untrained.
         heldout: accuracy on held-out training images after, a fraction.
         weights, nonzeros: single weights of all convolutions and linear layers of the dense network, and of those
-            what is kept after.
+            what is kept after, dead channels removed.
+        channels, removed_channels: units of all channel groups of the pruned network that may lose any, and how many
+            of them did nothing, so that they were removed; 0 where no method pruned.
         seconds: of training, over all of its parts.
         priced: by target, the dense and the pruned network.
         int8_test: accuracy of the pruned network in int8 on the test images (post-training, ranges of activations from
@@ -94,6 +97,8 @@ class PruneOutcome:
     seconds: float
     priced: Mapping[str, tuple[SimulationResult, SimulationResult]]
     int8_test: float | None = None
+    channels: int = 0
+    removed_channels: int = 0
 
     @property
     def compression(self) -> float:
@@ -145,7 +150,9 @@ def parse_options(method: str, texts: Sequence[str]) -> dict[str, Any]:
 def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool = False) -> PruneOutcome:
     """Prune, train, test, price; a finished run is read again, an interrupted one goes on.
 
-    The folder holds `model.safetensors` (masks included; smaller where whole channels went) and `result.json`.
+    Channels that a method left without effect are removed (`pruning.shrink`). What is stored, tested and priced is the
+    smaller network. The folder holds `model.safetensors` (masks included), `plan.json` (the channels that were removed,
+    notes on what stays) and `result.json`.
 
     Raises:
         CodesignError: bad names or options, missing data, an output folder that cannot be used.
@@ -180,7 +187,10 @@ def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool
         teacher=module if config.distil and is_trained else None, batch_size=config.batch_size,
         weight_decay=config.weight_decay, device=device, seed=config.seed, checkpoint=out / "training.pt",
     )  # fmt: skip
-    sparse = net if pruner is None else pruner.finalize()
+    shrunk = None if pruner is None else _shrunk(pruner.finalize(), example)
+    sparse = net if shrunk is None else shrunk.model
+    if shrunk is not None:
+        shrunk.plan.save(study.path("plan"))
     seconds = sum(epoch.seconds for epoch in fitted.history)
     save_weights(sparse, out / "model.safetensors")
     batch = images["heldout"].tensor(slice(0, 32))
@@ -194,6 +204,8 @@ def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool
         seconds=round(seconds, 1),
         priced={name: (machine.simulate(before), machine.simulate(after)) for name, machine in machines.items()},
         int8_test=_int8_accuracy(sparse, images) if any(map(_is_int8, machines.values())) else None,
+        channels=0 if shrunk is None else shrunk.units,
+        removed_channels=0 if shrunk is None else sum(shrunk.plan.removed.values()),
     )
     write_json(study.path("result"), {"seconds": outcome.seconds, "result": outcome.to_dict()})
     return outcome
@@ -215,6 +227,18 @@ def _pruner(
     make: Any = cls
     made: Pruner = make(module, (example,), steps, **options)
     return made
+
+
+def _shrunk(model: nn.Module, example: Tensor) -> Shrunk:
+    """Without dead channels; a network that cannot lose them is no reason to lose its training: that is printed."""
+    from pruning.plan import PruningPlan
+    from pruning.shrink import Shrunk, shrink
+
+    try:
+        return shrink(model, (example,))
+    except PlanError as error:
+        console().print(f"dead channels are not removed: {error}")
+        return Shrunk(model, PruningPlan(type(model).__name__, notes=(str(error),)), model, 0)
 
 
 def _is_int8(machine: Target) -> bool:
@@ -259,6 +283,9 @@ def report(config: PruneConfig, outcome: PruneOutcome, folder: Path) -> list[Pat
     int8 = "" if outcome.int8_test is None else f"test accuracy in int8: {outcome.int8_test:.2%}"
     if int8:
         screen.print(f"{int8} (post-training), on {', '.join(n for n in outcome.priced if _is_int8(target(n)))}")
+    removed = f"{outcome.removed_channels:,} of {outcome.channels:,} channels removed" if outcome.channels else ""
+    if removed:
+        screen.print(removed)
     options = ", ".join(f"{name} {value}" for name, value in config.options.items())
     paths = []
     for name, (before, after) in outcome.priced.items():
@@ -266,6 +293,9 @@ def report(config: PruneConfig, outcome: PruneOutcome, folder: Path) -> list[Pat
         place.mkdir(exist_ok=True)
         machine = target(name)
         notes = [f"{config.method} over {config.epochs} epochs; {config.command(folder)}"]
+        notes += (
+            [f"{removed}, since nothing depended on them; plan.json names them"] if outcome.removed_channels else []
+        )
         notes += [f"{int8} of the pruned network, quantised after training"] if int8 and _is_int8(machine) else []
         known = outcome.dense_test if outcome.dense_test is not None else outcome.test
         record = ReportRecord(

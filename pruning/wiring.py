@@ -15,7 +15,7 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -299,9 +299,9 @@ class Wiring:
                 found[layer.name] = module
         return found
 
-    def arrays(self, model: nn.Module) -> dict[str, np.ndarray]:
+    def arrays(self, model: nn.Module, dtype: type[np.floating[Any]] = np.float32) -> dict[str, np.ndarray]:
         """The arrays beside the graph, batch norms folded in, from the weights that the model has now."""
-        return self.structure.arrays(Reader(tensors_of(model)))
+        return self.structure.arrays(Reader(tensors_of(model), dtype))
 
 
 # ---- from arrays to stored tensors -----------------------------------------------------------------------------------

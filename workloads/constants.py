@@ -154,24 +154,24 @@ class Recipe:
     groups: int
 
     def array(self, reader: Reader) -> np.ndarray:
-        """float32, in torch's layout, a fresh copy."""
+        """In the reader's type and torch's layout, a fresh copy."""
         if self.norms and (self.is_bias or self.op is Op.NORM):
-            return self._channel_array(reader).astype(np.float32)
+            return self._channel_array(reader).astype(reader.dtype)
         array = self.values(reader)
         if not self.norms:
             return np.clip(array, -LARGE, LARGE) if self.op is Op.CONSTANT else array.copy()
         scale = math.prod(norm.scale_and_shift(reader)[0] for norm in self.norms)
         folded = self._by_filter(array) * scale[:, None, None]  # type: ignore[index]
-        return self._check(self._in_torch_layout(folded, array.shape))
+        return self._check(self._in_torch_layout(folded, array))
 
     def values(self, reader: Reader) -> np.ndarray:
-        """The source before folding, float32; it may share memory with the model.
+        """The source before folding, in the reader's type; it may share memory with the model.
 
         Raises:
             LoweringError: it is not finite. A constant may be infinite, as attention masks are.
         """
         assert self.source is not None, "only biases are made from nothing"
-        array = reader.float32(self.source)
+        array = reader.array(self.source)
         if isinstance(self.source, Stored):
             return array  # checked as it was read
         if np.isnan(array).any() or (self.op is not Op.CONSTANT and np.isinf(array).any()):
@@ -192,7 +192,9 @@ class Recipe:
     def _check(self, folded: np.ndarray) -> np.ndarray:
         if not np.isfinite(folded).all():
             names = ", ".join(sorted(stored_in([self.source])))
-            raise LoweringError(f"{names}: folding its batch norm overflows float32; train again or load another file")
+            raise LoweringError(
+                f"{names}: folding its batch norm overflows {folded.dtype}; train again or load another file"
+            )
         return folded
 
     def _by_filter(self, array: np.ndarray) -> np.ndarray:
@@ -203,14 +205,14 @@ class Recipe:
         grouped = array.reshape(self.groups, c, k // self.groups, r * s)
         return grouped.transpose(0, 2, 1, 3).reshape(k, c, r * s)
 
-    def _in_torch_layout(self, folded: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """The inverse of `_by_filter`, as float32."""
+    def _in_torch_layout(self, folded: np.ndarray, array: np.ndarray) -> np.ndarray:
+        """The inverse of `_by_filter`, in type and shape of the array."""
         with np.errstate(over="ignore"):
-            folded = folded.astype(np.float32)
+            folded = folded.astype(array.dtype)
         k, c, r, s = self.shape
         if self.op is Op.CONV_TRANSPOSE:
             folded = folded.reshape(self.groups, k // self.groups, c, r * s).transpose(0, 2, 1, 3)
-        return np.ascontiguousarray(folded.reshape(shape))
+        return np.ascontiguousarray(folded.reshape(array.shape))
 
     def sparsity(self, reader: Reader) -> WeightSparsity | None:
         """The exact zeros of the array; None where it has none."""
@@ -237,13 +239,14 @@ class Reader:
 
     Args:
         tensors: parameters and buffers by name, as `tensors_of` gives them. Never written to.
+        dtype: of arrays, numpy.float32 or numpy.float64.
 
     Raises, when a value is asked for:
         LoweringError: a stored tensor holds NaN or infinite numbers or has no values, or a computed one is not finite.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = tensors
+    def __init__(self, tensors: Mapping[str, Tensor], dtype: type[np.floating[Any]] = np.float32) -> None:
+        self._tensors, self.dtype = tensors, dtype
         self._values: dict[Constant, Any] = {}
         self._arrays: dict[Constant, np.ndarray] = {}
 
@@ -253,10 +256,11 @@ class Reader:
             self._values[constant] = self._evaluate(constant)
         return self._values[constant]
 
-    def float32(self, constant: Constant) -> np.ndarray:
+    def array(self, constant: Constant) -> np.ndarray:
         """As an array, without a copy where type and place allow it: do not write to it."""
         if constant not in self._arrays:
-            self._arrays[constant] = self.value(constant).to(torch.float32).numpy()
+            wanted = torch.float64 if self.dtype is np.float64 else torch.float32
+            self._arrays[constant] = self.value(constant).to(wanted).numpy()
         return self._arrays[constant]
 
     def float64(self, constant: Constant) -> np.ndarray:

@@ -52,7 +52,7 @@ class Structure:
         return LayerGraph(name, layers, self.outputs)
 
     def arrays(self, reader: Reader) -> dict[str, np.ndarray]:
-        """Every array by key: float32, torch's layout, batch norms folded in, sharing no memory with the model."""
+        """Every array by key, in the reader's type and torch's layout, batch norms folded in; shared with nobody."""
         return {key: recipe.array(reader) for key, recipe in self.recipes.items()}
 
     def _check_finite(self, reader: Reader) -> None:

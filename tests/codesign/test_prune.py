@@ -12,23 +12,38 @@ from safetensors.torch import load_file
 from codesign import prune
 from codesign.cli import app
 from codesign.prune import PruneConfig, PruneOutcome, parse_options
-from pruning import training
+from pruning import shrink, training
 from pruning.evaluation import accuracy
+from pruning.layers import WEIGHTED
+from pruning.plan import PruningPlan
 from pruning.quantization import quantize
+from pruning.shrink import Shrunk
+from tests.pruning.cutting import parameters
 from workloads.data import load
-from workloads.errors import ConfigError
-from workloads.models import build
+from workloads.errors import ConfigError, PlanError
+from workloads.lowering import lower
+from workloads.models import build, example_input
+from workloads.models.weights import load_weights, save_weights
 
 CONFIG = PruneConfig(
     "digits_cnn", "digits", "gradual_magnitude", {"density": 0.25, "prune_first": True, "prune_last": True},
     targets=("ideal", "eyeriss_v2"), weights="scratch", epochs=3, rate=0.1, batch_size=32,
 )  # fmt: skip
+FULL = "full.safetensors"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = tmp_path_factory.mktemp("prune") / "run"
-    prune.report(CONFIG, prune.run(CONFIG, found), found)
+    """The run's; beside it the finalized network before it was shrunk."""
+    found, shrunk = tmp_path_factory.mktemp("prune") / "run", prune._shrunk
+
+    def keep(model: torch.nn.Module, example: torch.Tensor) -> Shrunk:
+        save_weights(model, found.parent / FULL)
+        return shrunk(model, example)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prune, "_shrunk", keep)
+        prune.report(CONFIG, prune.run(CONFIG, found), found)
     return found
 
 
@@ -36,11 +51,21 @@ def outcome(folder: Path) -> PruneOutcome:
     return PruneOutcome.from_dict(json.loads((folder / "result.json").read_text())["result"])
 
 
+def reloaded(folder: Path) -> torch.nn.Module:
+    """What the folder holds, by the way that the documentation names."""
+    model, plan = build("digits_cnn"), PruningPlan.load(folder / "plan.json")
+    small = model if plan.is_empty else plan.apply(model, (example_input("digits_cnn"),))
+    load_weights(small, folder / "model.safetensors")
+    return small.eval()
+
+
 def test_what_is_written_is_what_was_pruned(folder: Path) -> None:
     found, weights = outcome(folder), load_file(folder / "model.safetensors")
     kept = {name: tensor for name, tensor in weights.items() if name + "_mask" in weights}
     assert sum(int(tensor.count_nonzero()) for tensor in kept.values()) == found.nonzeros
-    assert found.compression == pytest.approx(4, rel=0.01)
+    full = [int(load_file(folder.parent / FULL)[name].count_nonzero()) for name in kept]
+    assert found.weights / sum(full) == pytest.approx(4, rel=0.01)
+    assert found.nonzeros < sum(full), "a few of the kept weights read or made channels without effect"
     assert found.test > 0.5
     assert found.dense_test is None, "an untrained network has no accuracy worth a number"
     assert found.int8_test == pytest.approx(found.test, abs=0.02), "eyeriss_v2 computes in 8 bits"
@@ -52,14 +77,51 @@ def test_what_is_written_is_what_was_pruned(folder: Path) -> None:
     assert noted == {"eyeriss_v2": True, "ideal": False}
 
 
+def test_channels_without_effect_are_removed_from_what_is_stored_tested_and_priced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen, shrunk = [], prune._shrunk
+    monkeypatch.setattr(prune, "_shrunk", lambda model, example: (seen.append(model), shrunk(model, example))[1])
+    folder = tmp_path / "run"
+    config = dataclasses.replace(CONFIG, method="l1_filter", options={"density": 0.5}, targets=("ideal",), epochs=1)
+    found = prune.run(config, folder)
+    full, small = seen[0], reloaded(folder)
+    images = load("digits", "test")
+    with torch.no_grad():
+        torch.testing.assert_close(small(images.tensor()), full.eval()(images.tensor()), rtol=1e-4, atol=1e-5)
+    assert found.test == accuracy(full, images)
+    dense, pruned = found.priced["ideal"]
+    assert pruned.macs == lower(small, example_input("digits_cnn")).macs < 0.4 * dense.macs
+    assert parameters(small) < 0.4 * parameters(full)
+    weights = [module.weight for module in small.modules() if isinstance(module, WEIGHTED)]
+    assert found.nonzeros == sum(int(weight.count_nonzero()) for weight in weights)
+    assert (found.removed_channels, found.channels) == (
+        96,
+        192,
+    )  # half of 32 and 32 of the first block, 64 and 64 of the second
+    prune.report(config, found, folder)
+    assert "96 of 192 channels removed" in capsys.readouterr().out
+    assert "96 of 192 channels removed" in (folder / "report.html").read_text()
+
+
+def test_a_network_that_cannot_lose_dead_channels_keeps_its_result(capsys, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    def fail(*_: object) -> None:
+        raise PlanError("its code fixes 8 channels")
+
+    monkeypatch.setattr(shrink, "shrink", fail)
+    model = build("digits_cnn")
+    found = prune._shrunk(model, example_input("digits_cnn"))
+    assert found.model is model
+    assert found.plan.is_empty
+    assert "not removed: its code fixes 8 channels" in " ".join(capsys.readouterr().out.split())
+
+
 def test_int8_accuracy_is_of_the_quantised_network_and_survives_json(folder: Path) -> None:
     found = outcome(folder)
-    model = build("digits_cnn")
-    stored = load_file(folder / "model.safetensors")
-    model.load_state_dict({name: tensor for name, tensor in stored.items() if not name.endswith("_mask")}, strict=False)
-    assert found.int8_test == accuracy(quantize(model, load("digits", "heldout")), load("digits", "test"))
+    assert found.int8_test == accuracy(quantize(reloaded(folder), load("digits", "heldout")), load("digits", "test"))
     assert PruneOutcome.from_dict(json.loads(json.dumps(found.to_dict()))) == found
-    older = {name: value for name, value in found.to_dict().items() if name != "int8_test"}
+    later = ("int8_test", "channels", "removed_channels")
+    older = {name: value for name, value in found.to_dict().items() if name not in later}
     assert PruneOutcome.from_dict(older).int8_test is None
 
 
@@ -113,5 +175,6 @@ def test_needed_options_are_asked_for() -> None:
 def test_dense_is_the_same_training_without_pruning(tmp_path: Path) -> None:
     found = prune.run(dataclasses.replace(CONFIG, method="dense", options={}, epochs=1), tmp_path / "run")
     assert found.nonzeros == found.weights
+    assert not (tmp_path / "run" / "plan.json").exists()
     with pytest.raises(ConfigError, match="unknown option of dense 'density'"):
         parse_options("dense", ["density=0.5"])

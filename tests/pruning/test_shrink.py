@@ -1,17 +1,19 @@
-"""Dead channels: what may go, what must stay, and that the smaller module answers as before."""
+"""Dead channels and constants: what may go, what must stay, and that the smaller module answers as before."""
 
 import copy
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning import masks
 from pruning.methods.magnitude import OneShotMagnitude
-from pruning.shrink import dead_channels
+from pruning.shrink import Shrunk, shrink
 from pruning.wiring import wire
-from tests.pruning.networks import NETWORKS, example, network
+from tests.pruning.cutting import assert_answers_alike
+from tests.pruning.networks import NETWORKS, example, lively, network
 
 ACTIVATIONS = (
     nn.ReLU(), nn.ReLU6(), nn.Sigmoid(), nn.Tanh(), nn.SiLU(), nn.Hardswish(), nn.Hardsigmoid(), nn.GELU(),
@@ -28,30 +30,41 @@ def zeroed(model: nn.Module, **places: object) -> nn.Module:
     return model
 
 
+def shrunk(model: nn.Module) -> Shrunk:
+    """In float64 the smaller and the folded network answer as the model, which is not touched itself."""
+    model = copy.deepcopy(model).double()
+    before = copy.deepcopy(model.state_dict())
+    found = shrink(model, (example()[0].double(),))
+    assert_answers_alike(found.model.eval(), model.eval(), example(3, seed=1))
+    assert_answers_alike(found.folded.eval(), model, example(3, seed=1))
+    assert all(torch.equal(x, before[key]) for key, x in model.state_dict().items())
+    return found
+
+
 def removed(model: nn.Module) -> dict[str, list[int]]:
-    """Units that the plan removes; the smaller module must answer as the model does."""
-    plan = dead_channels(model, example())
-    if not plan.is_empty:
-        x = example(4, seed=1)[0]
-        torch.testing.assert_close(plan.apply(model, example()).eval()(x), model(x), rtol=1e-5, atol=1e-6)
+    """Units that go, by group."""
+    plan = shrunk(model).plan
     return {g: sorted(set(range(plan.units[g])) - set(kept)) for g, kept in plan.channels.items()}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 class TestEveryNetwork:
     def test_a_dense_one_has_no_dead_channel(self, name):
-        plan = dead_channels(network(name), example())
-        assert plan.is_empty
-        assert plan.notes == ()
+        model = network(name)
+        found = shrink(model, example())
+        assert found.plan.is_empty
+        assert found.plan.notes == ()
+        for twin in (found.model, found.folded):
+            assert twin is not model
+            assert all(torch.equal(x, model.state_dict()[key]) for key, x in twin.state_dict().items())
 
     def test_zeroed_units_are_found_exactly(self, name):
         model = network(name)
         wiring = wire(model, example())
         groups = [wiring.analysis.group(group) for group in wiring.prunable]
         kept = {group.name: group.kept(max(group.minimum, group.size // 2)) for group in groups if group.size > 1}
-        plan = dead_channels(wiring.masked(model, kept), example())
+        plan = shrunk(wiring.masked(model, kept)).plan
         assert plan.channels == {group: tuple(units.tolist()) for group, units in kept.items()}
-        assert removed(wiring.masked(model, kept)).keys() == kept.keys()
 
 
 class TestValues:
@@ -72,29 +85,34 @@ class TestValues:
     def test_a_depthwise_convolution_hands_a_zero_on_unless_its_norm_shifts_it(self):
         model = zeroed(network("Depthwise"), expand__weight=5, bn1__weight=5, bn1__bias=5)
         model.bn2.bias.data[5], model.bn2.running_mean[5] = 1.0, 0.0
-        plan = dead_channels(model, example())
-        assert plan.is_empty
-        assert plan.notes[0].startswith("expand: 1 unit is constant but not zero and stays;")
+        found = shrunk(model)
+        assert found.plan.removed == {"expand": 1}
+        assert not torch.equal(found.model.bn3.running_mean, model.bn3.running_mean.double())  # there the 1 went
         model.bn2.bias.data[5] = -1.0  # behind it relu6 makes zero of that
-        assert removed(model) == {"expand": [5]}
+        found = shrunk(model)
+        assert found.plan.removed == {"expand": 1}
+        assert torch.equal(found.model.bn3.running_mean, model.bn3.running_mean.double())
 
     def test_a_channel_of_a_concatenation_must_be_zero_for_all_that_read_it(self):
         model = zeroed(network("Fire"), left__weight=1, left__bias=1)
         assert removed(model) == {}  # the norm in front of `grow` shifts it
-        assert "left: 1 unit is constant" in dead_channels(model, example()).notes[0]
+        assert shrunk(model).plan.notes == (
+            "left: 1 constant unit stays, because 'grow' pads with zeros and would see another number there",
+        )
         assert removed(zeroed(model, norm__bias=1, norm__running_mean=1)) == {"left": [1]}
 
-    @pytest.mark.parametrize(("bias", "gone"), [(-0.5, {"conv3": [4]}), (0.0, {"conv3": [4]}), (0.5, {})])
-    def test_a_bias_behind_a_relu(self, bias, gone):
+    @pytest.mark.parametrize("bias", [-0.5, 0.0, 0.5])
+    def test_a_bias_behind_a_relu(self, bias):
         model = zeroed(network("Chain"), conv3__weight=4)
         model.conv3.bias.data[4] = bias
-        assert removed(model) == gone
+        found = shrunk(model)
+        assert found.plan.channels == {"conv3": (0, 1, 2, 3, 5)}
+        wanted = model.head.bias + max(bias, 0) * model.head.weight[:, 4]
+        torch.testing.assert_close(found.model.head.bias, wanted.double())
 
     def test_zero_weights_in_front_of_a_sigmoid_make_a_constant(self):
         model = zeroed(network("Gated"), conv1__weight=[0, 1], conv1__bias=[0, 1])
-        plan = dead_channels(model, example())
-        assert plan.is_empty
-        assert plan.notes[0].startswith("conv1: 2 units are constant but not zero and stay;")
+        assert removed(model) == {"conv1": [0, 1]}
 
     def test_a_head_without_values(self):
         assert removed(zeroed(network("Attention"), value__weight=slice(4, 8), value__bias=slice(4, 8))) == {
@@ -105,7 +123,7 @@ class TestValues:
     def test_what_is_not_known_stays_so(self, between):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(3, 4, 3), between, nn.Conv2d(4, 5, 3)).eval()
-        plan = dead_channels(model, example())
+        plan = shrink(model, example()).plan
         assert plan.is_empty
         assert plan.notes == ()
 
@@ -140,26 +158,220 @@ class TestReads:
 
         torch.manual_seed(0)
         model = zeroed(Gram().eval(), read__weight=(slice(None), 2))
-        plan = dead_channels(model, example())
+        plan = shrunk(model).plan
         assert plan.is_empty
-        assert plan.notes == ("conv: units that nothing reads are multiplied with others, so all stay",)
+        assert plan.notes == ("conv: 1 unread unit stays, because channels are multiplied with each other",)
         assert removed(zeroed(model, conv__weight=2, conv__bias=2)) == {"conv": [2]}
+
+
+class Read(nn.Module):
+    """conv, batch norm, activation, and a second convolution that reads it with this padding."""
+
+    def __init__(self, padding: int | str = 0, activation=torch.sigmoid, mode: str = "zeros"):
+        super().__init__()
+        self.conv, self.norm, self.activation = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), activation
+        self.read = nn.Conv2d(6, 4, 3, padding=padding, bias=False, padding_mode=mode)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.read(self.activation(self.norm(self.conv(x))))).mean((2, 3)))
+
+
+def dead(model: nn.Module, **filters: list[int]) -> nn.Module:
+    """In eval mode, with zero weights in these filters; their biases and batch norms are as they were."""
+    return zeroed(lively(model.eval()), **filters)
+
+
+class TestConstants:
+    """Units of one value, not zero, that goes into the biases of what reads them."""
+
+    @pytest.mark.parametrize("bias", [False, True])
+    def test_worked_by_hand(self, bias):
+        """conv makes 0 * x + 2, ReLU passes it, a 1x1 kernel of 3 reads it: 6 goes into the bias."""
+        model = nn.Sequential(
+            nn.Conv2d(3, 2, 1), nn.ReLU(), nn.Conv2d(2, 1, 1, bias=bias), nn.Flatten(), nn.Linear(64, 5)
+        )
+        with torch.no_grad():
+            model[0].weight[0], model[0].bias[0], model[2].weight[0, 0] = 0, 2.0, 3.0
+            if bias:
+                model[2].bias[0] = -1.0
+        small = shrunk(model.eval()).model
+        assert (small[0].out_channels, small[2].in_channels) == (1, 1)
+        assert small[2].bias.tolist() == [5.0 if bias else 6.0]
+
+    def test_each_group_of_a_convolution_reads_its_own(self):
+        """0.5 and 2 are read by kernels of 3 and 5: 1.5 goes into both biases of the first group, 10 into others."""
+        model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1, groups=2), nn.Flatten(), nn.Linear(256, 5))
+        with torch.no_grad():
+            model[0].weight[[0, 2]], model[0].bias[0], model[0].bias[2] = 0, 0.5, 2.0
+            model[1].weight[:2, 0], model[1].weight[2:, 0], model[1].bias[:] = 3.0, 5.0, 0.0
+        small = shrunk(model.eval()).model
+        assert small[1].in_channels == 2
+        assert small[1].bias.tolist() == [1.5, 1.5, 10.0, 10.0]
+
+    def test_without_a_bias_it_goes_into_the_running_mean(self):
+        """conv makes 2, a kernel of 3 reads it, the batch norm subtracts 6 less: no tensor that was not there."""
+        model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Conv2d(2, 1, 1, bias=False), nn.BatchNorm2d(1), nn.Flatten())
+        model.append(nn.Linear(64, 5))
+        with torch.no_grad():
+            model[0].weight[0], model[0].bias[0], model[1].weight[0, 0] = 0, 2.0, 3.0
+        small = shrunk(model.eval()).model
+        assert small[2].running_mean.tolist() == [-6.0]
+        assert small.state_dict().keys() == model.state_dict().keys()
+
+    def test_a_batch_norm_of_two_convolutions_is_left_alone(self):
+        class Two(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv, self.norm, self.head = nn.Conv2d(3, 2, 1), nn.BatchNorm2d(4), nn.Linear(4, 5)
+                self.one, self.two = nn.Conv2d(2, 4, 1, bias=False), nn.Conv2d(3, 4, 1, bias=False)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.head((self.norm(self.one(self.conv(x))).relu() + self.norm(self.two(x))).mean((2, 3)))
+
+        torch.manual_seed(0)
+        found = shrunk(dead(Two(), conv__weight=[0]))
+        assert found.plan.removed == {"conv": 1}
+        assert found.model.one.bias is not None
+
+    @pytest.mark.parametrize(("padding", "mode"), [(0, "zeros"), ("valid", "zeros"), (1, "replicate")])
+    def test_a_constant_is_folded_where_no_zeros_are_padded(self, padding, mode):
+        assert removed(dead(Read(padding, mode=mode), conv__weight=[1, 4])) == {"conv": [1, 4]}
+
+    @pytest.mark.parametrize("padding", [1, (0, 1), "same"])
+    def test_it_stays_where_padding_would_see_it(self, padding):
+        plan = shrunk(dead(Read(padding), conv__weight=[1, 4])).plan
+        assert plan.is_empty
+        assert plan.notes == (
+            "conv: 2 constant units stay, because 'read' pads with zeros and would see another number there",
+        )
+
+    def test_zero_is_no_constant_that_padding_could_see(self):
+        """ReLU after a negative shift: the channel is zero, also at the border; the other is not, and stays."""
+        model = dead(Read(1, F.relu), conv__weight=[1, 4], conv__bias=[1, 4], norm__weight=[1, 4])
+        zeroed(model, norm__running_mean=[1, 4])
+        model.norm.bias.data[1], model.norm.bias.data[4] = -1.0, 0.5
+        found = shrunk(model)
+        assert removed(model) == {"conv": [1]}
+        assert [note.split(",")[0] for note in found.plan.notes] == ["conv: 1 constant unit stays"]
+
+    def test_what_a_dead_filter_reads_need_not_be_folded(self):
+        """`read` pads, but its filters that read the constant are dead themselves."""
+        model = dead(Read(1), conv__weight=[1, 4], read__weight=(slice(0, 3), [1, 4]), head__weight=(slice(None), 3))
+        assert removed(model) == {"conv": [1, 4], "read": [3]}
+
+    def test_looking_goes_on_behind_what_was_folded(self):
+        """conv3 makes a constant of unit 4, so it reads nothing of conv2, of which it alone read unit 5."""
+        model = dead(network("Chain"), conv3__weight=[4])
+        others = [filter for filter in range(6) if filter != 4]
+        model.conv3.weight.data[4, 5], model.conv3.weight.data[others, 5] = 0.1, 0.0
+        assert removed(model) == {}
+        assert removed(zeroed(model, head__weight=(slice(None), 4))) == {"conv2": [5], "conv3": [4]}
+
+    def test_all_layers_that_make_a_channel_must_be_dead(self):
+        """In a residual stream the stem and both blocks make it; then the head, which pads nothing, reads it too."""
+        assert removed(dead(network("Residual"), stem__weight=[2])) == {}
+        model = dead(network("Residual"), stem__weight=[2], outer__0__weight=[2], outer__1__weight=[2])
+        for norm in (model.norm, *model.norms):
+            norm.bias.data[2], norm.running_mean[2] = -1.0, 0.0
+        assert shrunk(model).model.head.in_features == 7
+
+    def test_a_depthwise_layer_passes_a_zero_on_but_bends_a_constant_at_the_border(self):
+        model = dead(network("Depthwise"), expand__weight=[3, 7])
+        model.bn1.running_mean[:], model.bn1.bias.data[3], model.bn1.bias.data[7] = 0.0, -1.0, 1.0
+        found = shrunk(model)
+        assert removed(model) == {"expand": [3]}
+        assert found.plan.notes == (
+            "expand: 1 constant unit stays, because 'project' does not read the same number everywhere",
+        )
+        assert found.model.depth.groups == 23
+
+    def test_flattened_and_last_of_a_layer(self):
+        model = dead(network("Flattened"), conv__weight=list(range(5)), fc1__weight=[0, 5])
+        small = shrunk(model).model
+        assert (small.conv.out_channels, small.fc1.in_features, small.fc1.out_features) == (1, 9, 12)
+        found = shrunk(zeroed(model, conv__weight=5))  # then nothing depends on the input
+        assert found.plan.notes == tuple(
+            f"{name}: 1 dead unit stays, because a layer would have no channel left" for name in ("conv", "fc1")
+        )
+        assert (found.model.conv.out_channels, found.model.fc1.out_features) == (1, 1)
+
+    def test_a_layer_that_runs_twice_and_reads_different_numbers(self):
+        class Twice(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv, self.read, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 1), nn.Linear(6, 5)
+
+            def forward(self, x: Tensor) -> Tensor:
+                x = self.conv(x)
+                return self.head((self.read(x) * self.read(2 * x)).mean((2, 3)))
+
+        torch.manual_seed(0)
+        plan = shrunk(dead(Twice(), conv__weight=[1])).plan
+        assert plan.is_empty
+        assert plan.notes == (
+            "conv: 1 constant unit stays, because 'read' runs several times and reads different numbers",
+        )
+
+    def test_a_weight_tied_to_another_layer_is_left_alone(self):
+        class Tied(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv, self.head = nn.Conv2d(3, 4, 1), nn.Linear(6, 5)
+                self.one, self.two = nn.Conv2d(4, 6, 1, bias=False), nn.Conv2d(4, 6, 1, bias=False)
+                self.two.weight = self.one.weight
+
+            def forward(self, x: Tensor) -> Tensor:
+                y = self.conv(x)
+                return self.head((self.one(y) * self.two(torch.sigmoid(y))).mean((2, 3)))
+
+        torch.manual_seed(0)
+        plan = shrunk(dead(Tied(), conv__weight=[1])).plan
+        assert plan.is_empty
+        assert "has no bias that could take the number" in plan.notes[0]
+
+    def test_in_single_precision_the_bias_is_rounded(self):
+        model = dead(Read(), conv__weight=[1, 4])
+        small = shrink(model, example()).model
+        assert {parameter.dtype for parameter in small.parameters()} == {torch.float32}
+        with torch.no_grad():
+            torch.testing.assert_close(small(*example()), model(*example()))
 
 
 class TestWhatStays:
     def test_one_unit_of_a_layer_that_is_dead_as_a_whole(self):
         model = zeroed(network("Residual"), inner__0__weight=slice(None), inner__0__bias=slice(None))
-        plan = dead_channels(model, example())
+        plan = shrunk(model).plan
         assert [len(kept) for kept in plan.channels.values()] == [1]
         assert plan.notes == ("inner.0: 1 dead unit stays, because a layer would have no channel left",)
         assert len(removed(model)["inner.0"]) == 5
 
-    def test_the_model(self):
+    def test_a_unit_that_stays_only_to_fill_a_layer_is_silent(self):
+        """relu(1 - 6 * 2) is zero; without the constant 2, which only it reads, relu(1) would not be."""
+
+        class Two(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv, self.idle, self.other = nn.Conv2d(3, 2, 1), nn.Conv2d(2, 3, 1), nn.Conv2d(2, 4, 1)
+                self.head, self.more = nn.Linear(3, 5), nn.Linear(4, 5)
+
+            def forward(self, x: Tensor) -> Tensor:
+                y = self.conv(x)
+                return self.head(self.idle(y).relu().mean((2, 3))) + self.more(self.other(y).relu().mean((2, 3)))
+
+        torch.manual_seed(0)
+        model = zeroed(Two().eval(), conv__weight=0, idle__weight=slice(None), other__weight=(slice(None), 0))
+        model.conv.bias.data[0], model.idle.bias.data[:], model.idle.weight.data[:, 0] = 2.0, 1.0, -6.0
+        found = shrunk(model)
+        assert found.plan.removed == {"conv": 1, "idle": 2}
+        assert found.plan.notes == ("idle: 1 dead unit stays, because a layer would have no channel left",)
+
+    def test_the_mode(self):
         model = zeroed(network("Chain"), conv3__weight=(slice(None), 5)).train()
-        before = copy.deepcopy(model.state_dict())
-        dead_channels(model, example())
+        found = shrink(model, example())
         assert model.training
-        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+        assert found.model.training
+        assert found.plan.removed == {"conv2": 1}
 
     def test_masks_of_what_is_left(self):
         """Whole filters pruned, then removed: a smaller module, whose masks are those of the filters that stay."""
@@ -167,8 +379,8 @@ class TestWhatStays:
             network("Chain"), example(), density={"conv1": 0.5, "conv3": 0.5}, granularity="filter"
         )
         baked = pruner.finalize()
-        assert {group: len(units) for group, units in removed(baked).items()} == {"conv1": 4, "conv3": 3}
-        small = dead_channels(baked, example()).apply(baked, example())
+        assert shrunk(baked).plan.removed == {"conv1": 4, "conv3": 3}
+        small = shrink(baked, example()).model
         assert small.conv1.out_channels == small.conv2.in_channels == 4
         found = masks.masks_of(small)
         assert found["conv1.weight"].shape == small.conv1.weight.shape
