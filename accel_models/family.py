@@ -33,6 +33,9 @@ class Family(ABC):
             if converted to the nearest (the result says so).
         cliffs: share of layers that may cost less with twice the channels, because counts are quantised or a mapping
             is not chosen for time; 0 unless the family's page says why.
+        pe_counts: parameters that count PEs, each with the share of layers that may cost less with half of them (layers
+            that do not fill the array still fill and drain it); the family's page says why. Empty where a machine has
+            no such number, or where it is the user's choice (threads).
         granularities: kinds of weight zeros that save this machine cycles or traffic: a search offers these.
     """
 
@@ -42,6 +45,7 @@ class Family(ABC):
     components: ClassVar[tuple[str, ...]] = ()
     precisions: ClassVar[tuple[int, ...]] = (8, 16, 32)
     cliffs: ClassVar[float] = 0.0
+    pe_counts: ClassVar[tuple[tuple[str, float], ...]] = ()
     granularities: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, spec: HardwareSpec) -> None:

@@ -216,6 +216,20 @@ class TargetContract:
         faster = replace_spec(machine, memories=memories).price(rows).cycles
         assert (faster <= base * (1 + 1e-6)).all()
 
+    def test_fewer_pes_never_cost_less(self, machine: Target) -> None:
+        from accel_models.pricing import replace_spec
+
+        rows = self.rows(machine, 2000)
+        base = machine.price(rows).cycles
+        for name, share in machine.family.pe_counts:
+            if (count := getattr(machine.spec.parameters, name)) % 2:
+                continue
+            parameters = machine.spec.parameters.model_copy(update={name: count // 2})
+            peak = {bits: rate / 2 for bits, rate in machine.spec.macs_per_cycle.items()}
+            half = replace_spec(machine, parameters=parameters, macs_per_cycle=peak).price(rows).cycles
+            assert (half < base * (1 - 1e-6)).mean() <= share, name
+            assert (half > base * (1 + 1e-6)).any(), f"{name} does not count PEs: half of them cost nothing"
+
     def test_denser_weights_never_cost_less(self, machine: Target) -> None:
         rows = self.rows(machine, 200)
         rows = rows.take(rows.has_weights)

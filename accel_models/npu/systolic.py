@@ -109,6 +109,7 @@ class Systolic(Family):
         "vector",
     )  # fmt: skip
     precisions = (BITS,)
+    pe_counts = (("rows", 0.25), ("columns", 0.25))
     granularities = ("channel",)
 
     def __init__(self, spec: HardwareSpec) -> None:

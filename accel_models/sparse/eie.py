@@ -77,6 +77,7 @@ class Eie(Family):
 
     components = ("mac", "weight_sram", "pointer_sram", "accumulator", "activation_sram", "dram")
     precisions = (16,)
+    pe_counts = (("pes", 0.0),)
     granularities = ("weight", "channel")
 
     def __init__(self, spec: HardwareSpec) -> None:

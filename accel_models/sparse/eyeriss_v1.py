@@ -132,6 +132,7 @@ class RowStationary(Family):
     components = ("mac", "ifmap_spad", "filter_spad", "psum_spad", "noc", "glb", "dram")
     precisions = (16,)
     cliffs = 0.005
+    pe_counts = (("pe_rows", 0.01), ("pe_columns", 0.01))
     granularities = ("channel",)
 
     def __init__(self, spec: HardwareSpec) -> None:

@@ -168,6 +168,7 @@ class EyerissV2(Family):
 
     components = ("mac", "iact_spad", "weight_spad", "weight_address", "psum_spad", "pe_cycle", "glb", "dram")
     precisions = (8,)
+    pe_counts = (("cluster_rows", 0.05), ("cluster_columns", 0.06), ("pe_rows", 0.05), ("pe_columns", 0.0))
     granularities = ("weight", "channel")
 
     def __init__(self, spec: HardwareSpec) -> None:

@@ -85,6 +85,7 @@ class InnerProduct(Family):
 
     components = ("mac", "adder", "sram")
     precisions = (16,)
+    pe_counts = (("multipliers", 0.12),)
     granularities = ("weight", "channel")
 
     def __init__(self, spec: HardwareSpec) -> None:
