@@ -47,7 +47,7 @@ class Run:
 
     @property
     def result(self) -> Path:
-        return RESULTS / f"{self.name.replace('/', '.')}.json"
+        return RESULTS / (self.name.replace("/", ".").replace(" ", "-") + ".json")
 
 
 def runs() -> Iterator[Run]:
