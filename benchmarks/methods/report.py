@@ -23,8 +23,8 @@ seed, time, command and code version. The runs of a table start from the same we
 same rate on the same machine. Ratios, thresholds and epochs were chosen on held-out training images (which the zoo's
 CIFAR-10 weights were trained on too); the test set is used once a run. "weights" counts convolutions and linear layers,
 the dense first layer and classifier included. Latency and energy are those of the pruned network over the dense one,
-priced with the real masks; how far to trust each model is in [validation.md](validation.md). "to start" is points of test
-accuracy against the network that the run started from; minutes are wall time, on machines that did other work too.
+priced with the real masks; how far to trust each model is in [validation.md](validation.md). "to start" is points of
+test accuracy against the network that the run started from; minutes are wall time, beside other work on the machine.
 """
 
 
