@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -140,11 +141,20 @@ def parse_options(method: str, texts: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"--option {text!r}: must be name=value")
         if name not in allowed:
             raise ConfigError(f"--option {text!r}: {unknown_name(f'option of {method}', name, allowed)}")
-        try:
-            found[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--option {text!r}: the value cannot be read as YAML") from error
+        found[name] = _value(text, value)
     return found
+
+
+def _value(text: str, value: str) -> Any:
+    """JSON, whose numbers may be 1e-3, or YAML."""
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        pass
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--option {text!r}: the value cannot be read as YAML") from error
 
 
 def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool = False) -> PruneOutcome:
@@ -177,11 +187,12 @@ def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool
         config.model, images["train"].num_classes, weights, config.seed, pretrained=config.weights == "pretrained"
     )
     example = example_input(config.model)
+    asked = {"command": "prune", **asdict(config)}
+    if (out / "result.json").exists() and not overwrite:  # before a method measures anything
+        return PruneOutcome.from_dict(Study.create(out, asked).read("result")["result"])
     pruner = None if cls is None else _pruner(cls, config, module, example, images)
     net = copy.deepcopy(module) if pruner is None else pruner.model
-    study = Study.create(out, {"command": "prune", **asdict(config)}, overwrite)
-    if study.has("result"):
-        return PruneOutcome.from_dict(study.read("result")["result"])
+    study = Study.create(out, asked, overwrite)
     fitted = fit(
         net, images["train"], config.epochs, config.rate, heldout=images["heldout"], pruner=pruner,
         teacher=module if config.distil and is_trained else None, batch_size=config.batch_size,
@@ -221,6 +232,8 @@ def _pruner(
             raise unknown_name(f"option of {config.method}", name, allowed)
     steps = -(-len(images["train"]) // config.batch_size) * config.epochs
     options = dict(config.options) | ({"data": images["heldout"]} if cls.NEEDS_DATA else {})
+    if "multiple" in allowed and (allowed["multiple"].default or 1) != 1:  # of a method that rounds channels anyway
+        options = {"multiple": math.lcm(*(target(name).channel_multiple for name in config.targets))} | options
     needed = [name for name, each in allowed.items() if each.default is inspect.Parameter.empty]
     if missing := [name for name in needed if name not in options]:
         raise ConfigError(f"{config.method} needs --option {missing[0]}=...")

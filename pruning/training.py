@@ -223,7 +223,7 @@ class _Run:
         self.distillation = distillation
         self.optimizer = torch.optim.SGD(
             model.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay,
-            nesterov=settings.momentum > 0,
+            nesterov=settings.momentum > 0, foreach=None if pruner is None else False,
         )  # fmt: skip
         if pruner is None and masks.masks_of(model):
             masks.keep_masks(model, self.optimizer)

@@ -100,6 +100,7 @@ def summary(outcome: PruneOutcome) -> dict[str, Any]:
         "seconds": outcome.seconds,
         "dense_test": outcome.dense_test,
         "test": outcome.test,
+        "int8_test": outcome.int8_test,
         "heldout": outcome.heldout,
         "weights": outcome.weights,
         "nonzeros": outcome.nonzeros,

@@ -95,7 +95,7 @@ class Campfire(Gradual):
         *,
         density: Densities = 0.3,
         granularity: str = "combined",
-        split: float = 0.5,
+        split: float = 0.75,
         begin: float = 0.0,
         end: float = 0.4,
         frequency: int | None = None,

@@ -141,7 +141,8 @@ class LearnedThreshold(Pruner):
         temperature: T0.
         exact_gradient: differentiate the gate for the weights, too.
         update: how thresholds are learned, "adam" or "sgd".
-        rate: learning rate; for "adam" by default 20 / steps, so that a threshold can go 20 mean squares far.
+        rate: learning rate; for "adam" by default such that the steps reach 2.5 times as far as a threshold for
+            `density` lies in mean squares, or 20 where no density is given.
         end: fraction of `total_steps` after which thresholds are frozen.
         granularity: single weights only; taken for the sake of callers that name one.
         keep: names of layers that stay dense.
@@ -196,7 +197,7 @@ class LearnedThreshold(Pruner):
             gate.is_exact = exact_gradient
         self.size = sum(weight.numel() for weight in weights)
         self.density, self.interval = density, interval or max(1, self.last // 12)
-        self.trail = None if trail is None else Trail(trail)
+        self.trail = None if trail is None else Trail(Path(trail))
         self.l0_weight = START / self.size if l0_weight is None else l0_weight
         self.least, self.pressure = self.l0_weight, 1.0
         self.scale = torch.tensor([1.0 if update == "sgd" else float(w.square().mean()) for w in weights])
@@ -204,9 +205,22 @@ class LearnedThreshold(Pruner):
         if update == "sgd":
             self.optimizer: torch.optim.Optimizer = torch.optim.SGD([self.scaled], rate or math.nan)
         else:
-            self.optimizer = torch.optim.Adam([self.scaled], rate or 20 / self.last, betas=(0.9, 0.99), eps=1e-15)
+            rate = rate or self._distance(weights) / self.last
+            self.optimizer = torch.optim.Adam([self.scaled], rate, betas=(0.9, 0.99), eps=1e-15)
         self.kept: tuple[tuple[Tensor, Tensor, Tensor], ...] = ()
         self.soft = torch.tensor(float(self.size))
+
+    def _distance(self, weights: Sequence[Tensor]) -> float:
+        """How many mean squares Adam may move a threshold in all: 2.5 times what the density takes, or 20.
+
+        Adam makes steps of full size of a gradient that is mostly noise, so a rate for far more than the way to go
+        lets thresholds wander: from 20 mean squares the densities of layers were unrelated from seed to seed.
+        """
+        if self.density is None:
+            return 20.0
+        squares = torch.cat([w.square().flatten() / w.square().mean() for w in weights])
+        place = max(1, min(len(squares), round((1 - self.density) * len(squares))))
+        return 2.5 * float(squares.kthvalue(place).values)
 
     # ---- the three calls ---------------------------------------------------------------------------------------------
 

@@ -316,7 +316,7 @@ class Learner:
             self.optimizer.load_state_dict(self.optimizer.state_dict())  # moves its moments along
 
     def state(self) -> dict[str, Any]:
-        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return copy.deepcopy({"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()})
 
     def load(self, state: Mapping[str, Any], device: torch.device) -> None:
         self.network.to(device).load_state_dict(state["network"])

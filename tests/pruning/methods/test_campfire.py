@@ -149,7 +149,7 @@ class TestSize:
         baked = pruner.finalize()
         for name, share in pruner.final_shares.items():
             zeros = WeightSparsity.from_mask(baked.get_parameter(name).detach().numpy() != 0)
-            index = {9: 0, 5: 9, 3: 9, 2: 8}[share.weights]
+            index = {9: 0, 5: 9, 4: 9, 3: 9, 2: 8}[share.weights]
             assert window_bits(zeros, 8, share.weights) == 96 + share.kernels * (share.weights * 8 + index)
             with pytest.raises(CodesignError, match="does not keep 1 weights of every kernel"):
                 window_bits(zeros, 8, 1)

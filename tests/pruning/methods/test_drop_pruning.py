@@ -8,12 +8,19 @@ import torch
 import torch.nn.functional as F
 
 from pruning import masks
-from pruning.methods.drop_pruning import DropPruning, drop_in_probability, drop_step, expected_size, settling_steps
+from pruning.methods.drop_pruning import (
+    DropPruning,
+    Pool,
+    drop_in_probability,
+    drop_step,
+    expected_size,
+    settling_steps,
+)
 from pruning.testing import STEPS, Loop, batches, same, small_net
 from workloads.errors import CodesignError
 
 EXAMPLE = (torch.zeros(2, 3, 8, 8),)
-FAST = {"p_out": 0.5, "frequency": 1, "end": 1.0}
+FAST = {"rho": 0.5, "p_out": 0.5, "frequency": 1, "end": 1.0}
 
 
 def live(pruner: DropPruning) -> dict[str, int]:
@@ -69,7 +76,7 @@ class TestRecurrence:
         before, error, variance = pool.size, 0.0, 0.0
         for number, found in enumerate(walk(pruner, 39), start=1):
             p_in, after = pruner.p_in_at(pool, number), int(found["conv1.weight"].sum())
-            u = math.floor(pool.unimportant(before, 0.5, p_in) + 0.5)
+            u = math.floor(pool.unimportant(before, 0.5, 0.5, p_in) + 0.5)
             error += after - expected_size(before, pool.size, u, 0.5, p_in)
             variance += u * 0.25 + (pool.size - before) * p_in * (1 - p_in)
             before = after
@@ -180,7 +187,9 @@ def test_channels_last_changes_nothing():
 def test_certain_removal_without_return_is_iterative_magnitude_pruning():
     """Bit for bit, beside a loop that prunes by sorting."""
     data = batches(12)
-    pruner = DropPruning(small_net(), EXAMPLE, 12, density={"conv1": 0.1}, p_out=1.0, p_in=0.0, frequency=2, end=1.0)
+    pruner = DropPruning(
+        small_net(), EXAMPLE, 12, density={"conv1": 0.1}, rho=0.5, p_out=1.0, p_in=0.0, frequency=2, end=1.0
+    )
     Loop(pruner).run(data)
 
     net, target = small_net().train(), math.floor(864 * 0.1 + 0.5)
@@ -211,7 +220,7 @@ def test_certain_removal_without_return_is_iterative_magnitude_pruning():
         ({"density": 0.0}, "density 0.0, must be above 0"),
         ({"density": 0.99, "p_out": 0.5}, "density 0.99 needs p_in .*, more than 1; lower p_out or rho"),
         ({"granularity": "filter"}, "granularity 'filter': Drop Pruning removes single weights; use 'weight'"),
-        ({"rho": 0.0}, r"rho 0.0, p_out 0.1, p_in None: each must lie in \(0, 1\]"),
+        ({"rho": 0.0}, r"rho 0.0, p_out 0.5, p_in None: each must lie in \(0, 1\]"),
         ({"p_out": 1.5}, r"each must lie in \(0, 1\]"),
         ({"p_in": -0.1}, r"each must lie in \(0, 1\]"),
         ({"p_in": 0.5}, "p_in 0.5 holds the density at 0.909, 0.3 is wanted; leave p_in out"),
@@ -219,9 +228,21 @@ def test_certain_removal_without_return_is_iterative_magnitude_pruning():
         ({"end": 1.2}, "needs 0 <= begin < end <= 1 and frequency >= 1"),
         ({"frequency": 0}, "needs 0 <= begin < end <= 1 and frequency >= 1"),
         ({"recover": "mean"}, "unknown recover 'mean'"),
-        ({"total_steps": 8}, "6 pruning steps of rho 0.5, p_out 0.1, p_in .* is wanted; raise p_out or rho, prune"),
+        ({"total_steps": 8}, "6 pruning steps of rho 0.1, p_out 0.5, p_in .* is wanted; raise p_out or rho, prune"),
     ],
 )
 def test_bad_options(options, message):
     with pytest.raises(CodesignError, match=message):
         DropPruning(small_net(), EXAMPLE, **{"total_steps": 200, "density": 0.3, **options})
+
+
+def test_the_size_only_falls_towards_the_target_while_p_in_decays():
+    """Worked with the recurrence alone: what a step removes makes up for what it returns."""
+    pool = Pool(("w",), (10_000,), (1,), 2_000, drop_in_probability(0.2), drop_in_probability(0.2))
+    live, sizes = 2_050.0, []
+    for share in (0.8, 0.6, 0.4, 0.2, 0.0):
+        p_in = share * pool.p_in_fixed
+        live = expected_size(live, pool.size, pool.unimportant(live, 0.1, 0.5, p_in), 0.5, p_in)
+        sizes.append(live)
+    assert sizes == sorted(sizes, reverse=True)
+    assert pool.target < sizes[-1] < 1.01 * pool.target
