@@ -127,8 +127,8 @@ class DropPruning(MaskPruner):
     Choices, where the papers are silent or not at hand: "unimportant" is the smallest fraction `rho` of the live
     weights. Only rho p_out counts for the size: 0.05 settles within about 95 steps. rho = 0.1 with p_out = 0.5 risks
     the smallest tenth, 0.5 with 0.1 all below the median, which cost short trainings of a ResNet-20 more accuracy.
-    p_in is constant at the fixed point, then goes
-    linearly to 0 over the first half of the last fraction `closing` of the pruning steps, and 0 in the second half.
+    p_in is constant at the fixed point, then goes to 0 on a line over the first half of the last fraction `closing` of
+    the pruning steps, and is 0 in the second half.
     While p_in is below the fixed point nothing is removed that would take the size below the target. What is then
     above the target (little) goes by magnitude; should chance have left too few, weights return at random. Ranked
     inside each layer; returned weights start at 0. Biases and batch norms are never pruned.

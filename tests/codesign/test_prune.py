@@ -73,7 +73,8 @@ def test_what_is_written_is_what_was_pruned(folder: Path) -> None:
     dense, pruned = found.priced["eyeriss_v2"]
     assert pruned.latency_s < dense.latency_s
     assert {path.name for path in folder.glob("*/report.html")} == {"report.html"}
-    noted = {path.parent.name: f"{found.int8_test:.2%}" in path.read_text() for path in folder.glob("*/report.html")}
+    note = f"test accuracy in int8: {found.int8_test:.2%}"
+    noted = {path.parent.name: note in path.read_text() for path in folder.glob("*/report.html")}
     assert noted == {"eyeriss_v2": True, "ideal": False}
 
 
