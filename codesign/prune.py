@@ -18,7 +18,7 @@ from accel_models import SimulationResult, Target, target
 from codesign.show import console
 from codesign.study import Study, write_json
 from codesign.subject import load_images
-from workloads.errors import ConfigError, PlanError, unknown_name
+from workloads.errors import ConfigError, PlanError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -129,19 +129,19 @@ def parse_options(method: str, texts: Sequence[str]) -> dict[str, Any]:
     {'density': 0.2, 'keep': ['conv1', 'linear']}
 
     Raises:
-        ConfigError: no such option, or a value that is no YAML.
+        ConfigError: no such option, a value that is no YAML, or one of another type.
     """
     from pruning.methods import method as find_method
 
-    allowed = {} if method == DENSE else find_method(method).options()
+    if method == DENSE and texts:
+        raise ConfigError(f"--option {texts[0]!r}: {DENSE} trains without pruning and takes no options")
     found = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"--option {text!r}: must be name=value")
-        if name not in allowed:
-            raise ConfigError(f"--option {text!r}: {unknown_name(f'option of {method}', name, allowed)}")
         found[name] = _value(text, value)
+        find_method(method).checked({name: found[name]})
     return found
 
 
@@ -227,11 +227,8 @@ def _pruner(
 ) -> Pruner:
     """The method at the start of its training; needed and unknown options are said by name."""
     allowed = cls.options()
-    for name in config.options:
-        if name not in allowed:
-            raise unknown_name(f"option of {config.method}", name, allowed)
     steps = -(-len(images["train"]) // config.batch_size) * config.epochs
-    options = dict(config.options) | ({"data": images["heldout"]} if cls.NEEDS_DATA else {})
+    options = cls.checked(config.options) | ({"data": images["heldout"]} if cls.NEEDS_DATA else {})
     if "multiple" in allowed and (allowed["multiple"].default or 1) != 1:  # of a method that rounds channels anyway
         options = {"multiple": math.lcm(*(target(name).channel_multiple for name in config.targets))} | options
     needed = [name for name, each in allowed.items() if each.default is inspect.Parameter.empty]

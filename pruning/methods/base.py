@@ -26,13 +26,14 @@ import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from pruning import masks
-from workloads.errors import PlanError
+from workloads.errors import ConfigError, PlanError, unknown_name
 
 P = TypeVar("P", bound="type[Pruner]")
 Inputs = tuple[Tensor, ...]
@@ -89,6 +90,24 @@ class Pruner(ABC):
         found.pop("data", None)
         return found
 
+    @classmethod
+    def checked(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Options as the constructor's annotations want them, for values that were typed or read from a file.
+
+        Raises:
+            ConfigError: an unknown name, or a value of another type; names the option.
+        """
+        allowed, found = cls.options(), {}
+        for name, value in given.items():
+            if name not in allowed:
+                raise unknown_name(f"option of {cls.name}", name, allowed)
+            try:
+                found[name] = _type_of(cls, name).validate_python(value)
+            except ValidationError as error:
+                reasons = "; ".join(dict.fromkeys(each["msg"] for each in error.errors()))
+                raise ConfigError(f"option {name}={value!r} of {cls.name}: {reasons}") from error
+        return found
+
     def loss(self) -> Tensor:
         """What the method adds to the training loss: a scalar; zero unless a method says otherwise."""
         return torch.zeros((), device=next(self.model.parameters()).device)
@@ -125,3 +144,10 @@ class Pruner(ABC):
             if state.get(key) != mine:
                 raise PlanError(f"pruner state has {key} {state.get(key)!r}, this one is made for {mine!r}")
         self.steps_done = int(state["steps_done"])
+
+
+def _type_of(cls: type[Pruner], name: str) -> TypeAdapter[Any]:
+    """What the constructor's annotation of an option accepts."""
+    inits = [vars(kind)["__init__"] for kind in cls.__mro__ if "__init__" in vars(kind)]
+    init = next(each for each in inits if name in inspect.signature(each).parameters)
+    return TypeAdapter(get_type_hints(init)[name], config=ConfigDict(arbitrary_types_allowed=True))

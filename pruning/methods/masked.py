@@ -153,6 +153,7 @@ class Gradual(MaskPruner):
         **options: Any,
     ) -> None:
         super().__init__(model, example_inputs, total_steps, **options)
+        self.masks_at(self.density)  # what cannot be carried out is said now
         first, last = round(begin * total_steps), round(end * total_steps)
         every = frequency or max(1, (last - first) // 100)
         by_name = self.density if isinstance(self.density, Mapping) else {"": self.density}
@@ -161,7 +162,6 @@ class Gradual(MaskPruner):
         self.schedules = {
             name: CubicSchedule(1 - share, first, last, every) for name, share in by_name.items() if share < 1
         }
-        self.masks_at(self.density)  # what cannot be carried out is said now
         self.attach_dense()
 
     @property

@@ -2,19 +2,23 @@
 
 import dataclasses
 import json
+import math
 import shlex
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
+from accel_models import target
 from codesign import prune
 from codesign.cli import app
 from codesign.prune import PruneConfig, PruneOutcome, parse_options
 from pruning import shrink, training
 from pruning.evaluation import accuracy
 from pruning.layers import WEIGHTED
+from pruning.methods import Pruner, methods
 from pruning.plan import PruningPlan
 from pruning.quantization import quantize
 from pruning.shrink import Shrunk
@@ -178,5 +182,49 @@ def test_dense_is_the_same_training_without_pruning(tmp_path: Path) -> None:
     found = prune.run(dataclasses.replace(CONFIG, method="dense", options={}, epochs=1), tmp_path / "run")
     assert found.nonzeros == found.weights
     assert not (tmp_path / "run" / "plan.json").exists()
-    with pytest.raises(ConfigError, match="unknown option of dense 'density'"):
+    with pytest.raises(ConfigError, match=r"'density=0\.5': dense trains without pruning and takes no options"):
         parse_options("dense", ["density=0.5"])
+
+
+@pytest.mark.parametrize(
+    ("method", "text", "message"),
+    [
+        ("wanda", "density=abc", "option density='abc' of wanda: Input should be a valid number"),
+        ("learned_threshold", "density=20%", "option density='20%' of learned_threshold: Input should be"),
+        ("gradual_magnitude", "keep=conv1", "option keep='conv1' of gradual_magnitude: 'str' instances are not"),
+        ("drop_pruning", "recover=all", "option recover='all' of drop_pruning: Input should be 'zero' or 'last'"),
+        ("pconv", "rho=0.1", "option rho=0.1 of pconv: "),
+    ],
+)
+def test_an_option_of_another_type_is_one_line(method: str, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_options(method, [text])
+
+
+def test_types_come_from_the_constructors() -> None:
+    for name, cls in methods().items():
+        defaults = {key: each.default for key, each in cls.options().items() if each.default is not each.empty}
+        assert cls.checked(defaults).keys() == defaults.keys(), name
+    assert methods()["learned_threshold"].checked({"trail": "there"}) == {"trail": Path("there")}
+
+
+def test_channel_multiples_come_from_the_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a method that rounds channels anyway, unless its own are given."""
+    seen = []
+
+    class Rounding(Pruner):
+        name = "rounding"
+
+        def __init__(self, model: nn.Module, example: object, steps: int, *, multiple: int = 8) -> None:
+            seen.append(multiple)
+
+        def after_step(self) -> None:
+            """Nothing."""
+
+    config = dataclasses.replace(CONFIG, targets=("ethos_u55_256", "snapdragon_855_cpu"), options={})
+    wanted = math.lcm(*(target(name).channel_multiple for name in config.targets))
+    images = {"train": range(100), "heldout": []}
+    for options in ({}, {"multiple": 5}):
+        prune._pruner(Rounding, dataclasses.replace(config, options=options), nn.Module(), None, images)  # type: ignore[arg-type]
+    assert seen == [wanted, 5]
+    assert wanted > 1

@@ -197,4 +197,5 @@ class TestFilters:
 
     def test_readers_that_add_or_multiply_are_fine(self):
         for name, layer in (("Residual", "outer.0"), ("SqueezeExcite", "conv"), ("Chain", "conv1")):
-            OneShotMagnitude(network(name), example(), density={layer: 0.5}, granularity="filter")
+            pruner = OneShotMagnitude(network(name), example(), density={layer: 0.5}, granularity="filter")
+            assert masks.masks_of(pruner.model)[f"{layer}.weight"].flatten(1).any(1).float().mean() == 0.5
