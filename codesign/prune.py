@@ -6,6 +6,7 @@ import copy
 import inspect
 import json
 import math
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -146,7 +147,9 @@ def parse_options(method: str, texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _value(text: str, value: str) -> Any:
-    """JSON, whose numbers may be 1e-3, or YAML."""
+    """JSON, whose numbers may be 1e-3, or YAML; "2:4" stays text, which YAML reads as 124 (2 times 60 and 4)."""
+    if re.fullmatch(r"\d+:[\d:]*\d", value):
+        return value
     try:
         return json.loads(value)
     except json.JSONDecodeError:

@@ -174,6 +174,7 @@ def test_the_command_line_makes_the_same_configuration(monkeypatch, tmp_path: Pa
 def test_needed_options_are_asked_for() -> None:
     assert parse_options("gradual_magnitude", ["density=0.3", "keep=[a]"]) == {"density": 0.3, "keep": ["a"]}
     assert parse_options("pconv", ["rho=[1e-3, 1e-1]"]) == {"rho": [1e-3, 1e-1]}
+    assert parse_options("n_m", ["granularity=2:4"]) == {"granularity": "2:4"}
     with pytest.raises(ConfigError, match="unknown option of one_shot_magnitude 'begin'"):
         parse_options("one_shot_magnitude", ["begin=0.1"])
 

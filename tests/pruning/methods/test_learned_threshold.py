@@ -312,3 +312,20 @@ def test_weights_of_one_magnitude_have_no_temperature():
     nn.init.ones_(net.conv2.weight)
     with pytest.raises(PlanError, match=r"weights of 'conv2.weight' do not differ in magnitude"):
         prepared(net)
+
+
+def test_the_rate_follows_from_the_way_to_go():
+    """Of weights 1 .. 4 (mean square 7.5) half are kept above 2^2: 4 / 7.5 mean squares to go, times 2.5."""
+    model = nn.Sequential(*(nn.Linear(2, 2, bias=False) for _ in range(3)))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[1.0, -2.0], [3.0, -4.0]]))
+    pruner = LearnedThreshold(model, (torch.zeros(1, 2),), 100, density=0.5, end=0.5)
+    assert pruner.optimizer.param_groups[0]["lr"] == pytest.approx(2.5 * 4 / 7.5 / 50)
+    free = LearnedThreshold(model, (torch.zeros(1, 2),), 100, l0_weight=1e-3, end=0.5)
+    assert free.optimizer.param_groups[0]["lr"] == pytest.approx(20 / 50)
+
+
+def test_a_trail_may_be_named_by_text(tmp_path):
+    pruner = LearnedThreshold(small_net(), EXAMPLE, STEPS, density=0.5, trail=str(tmp_path / "trail"), interval=2)
+    Loop(pruner).run(batches(STEPS))
+    assert len(pruner.trail.points) > 1
