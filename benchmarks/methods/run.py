@@ -16,7 +16,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,14 @@ def experiments() -> dict[str, Any]:
         if extra := set(experiment) - {"title", "reach", "seeds", "config", "runs", "dense_training", "note"}:
             raise ConfigError(f"experiments.yaml: {name}: unknown {', '.join(sorted(extra))}")
     return dict(data)
+
+
+def done_before(run: Run, others: Iterable[Run]) -> dict[str, Any] | None:
+    """The numbers of a finished run of the same configuration in another experiment, under this run's names."""
+    for other in others:
+        if (other.config, other.dense_training) == (run.config, run.dense_training) and other.result.exists():
+            return {**json.loads(other.result.read_text()), "experiment": run.experiment, "run": run.label}
+    return None
 
 
 def execute(run: Run, out: Path, device: str) -> dict[str, Any]:
@@ -142,7 +150,7 @@ def main() -> None:
         if run.result.exists() or time.monotonic() - started > given.minutes * 60:
             continue
         print(f"== {run.name}", flush=True)
-        numbers = execute(run, given.out, given.device)
+        numbers = done_before(run, found) or execute(run, given.out, given.device)
         RESULTS.mkdir(exist_ok=True)
         run.result.write_text(json.dumps(numbers, indent=1) + "\n")
         kept = numbers["weights"] / numbers["nonzeros"]
