@@ -27,7 +27,7 @@ from pruning.evaluation import accuracy, cross_entropy, evaluate, evaluate_loss
 from pruning.progress import shown
 from pruning.schedule import CosineSchedule
 from workloads.data import ImageData
-from workloads.errors import ConfigError
+from workloads.errors import ConfigError, PlanError
 
 if TYPE_CHECKING:
     from pruning.methods.base import Pruner
@@ -124,6 +124,7 @@ class _Settings:
     seed: int
     precision: str
     images: int
+    distillation: Mapping[str, float] | None
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
@@ -184,13 +185,14 @@ def fit(
         DataError: the checkpoint is damaged or its folder cannot be written to.
     """
     where = pick_device(device)
+    distillation = distillation or Distillation()
     settings = _Settings(
         epochs, lr, batch_size, momentum, weight_decay, warmup, label_smoothing, augment, seed,
-        pick_precision(precision, where), len(data),
+        pick_precision(precision, where), len(data), None if teacher is None else asdict(distillation),
     )  # fmt: skip
     if pruner is not None and pruner.model is not model:
         raise ConfigError("fit with a pruner trains the pruner's own copy; call fit(pruner.model, ..., pruner=pruner)")
-    run = _Run(model, settings, where, pruner, teacher, distillation or Distillation())
+    run = _Run(model, settings, where, pruner, teacher, distillation)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         torch.manual_seed(seed)
         if checkpoint is not None and checkpoint.exists():
@@ -347,7 +349,10 @@ class _Run:
             raise ConfigError(f"{path}: holds another model ({str(error).splitlines()[0]})") from error
         self.optimizer.load_state_dict(state["optimizer"])
         if self.pruner is not None:
-            self.pruner.load_state_dict(state["pruner"])
+            try:
+                self.pruner.load_state_dict(state["pruner"])
+            except PlanError as error:
+                raise ConfigError(f"{path}: {error}; give the same options, or another checkpoint file") from error
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["torch"])
         self.history = [Epoch(**entry) for entry in state["history"]]

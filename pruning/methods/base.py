@@ -26,7 +26,7 @@ import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from typing import Any, ClassVar, Self, TypeVar, get_type_hints
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -62,11 +62,20 @@ class Pruner(ABC):
         model: the prepared copy that the user trains.
         total_steps: optimizer steps that training will have; schedules are measured against it.
         steps_done: how often `step` was called.
+        settings: the options it was made with, defaults included: those that are numbers, text, or lists or
+            mappings of these.
     """
 
     name: ClassVar[str] = ""
     EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
     NEEDS_DATA: ClassVar[bool] = False
+    settings: dict[str, Any]
+
+    def __new__(cls, *args: Any, **given: Any) -> Self:
+        made = super().__new__(cls)
+        defaults = {name: each.default for name, each in cls.options().items()}
+        made.settings = {name: _plain(value) for name, value in (defaults | given).items() if _is_plain(value)}
+        return made
 
     def __init__(self, model: nn.Module, total_steps: int) -> None:
         if total_steps < 1:
@@ -132,18 +141,40 @@ class Pruner(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on later, beside `self.model.state_dict()`; tensors and plain values only."""
-        return {"method": self.name, "total_steps": self.total_steps, "steps_done": self.steps_done}
+        return {
+            "method": self.name,
+            "total_steps": self.total_steps,
+            "steps_done": self.steps_done,
+            "options": copy.deepcopy(self.settings),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()`.
 
         Raises:
-            PlanError: the state is of another method or another length of training.
+            PlanError: the state is of another method, other options or another length of training.
         """
-        for key, mine in (("method", self.name), ("total_steps", self.total_steps)):
-            if state.get(key) != mine:
-                raise PlanError(f"pruner state has {key} {state.get(key)!r}, this one is made for {mine!r}")
+        mine = {"method": self.name, "total_steps": self.total_steps, **self.settings}
+        other = {"method": state.get("method"), "total_steps": state.get("total_steps"), **state.get("options", {})}
+        for key in mine.keys() & other.keys() - {"trail"}:
+            if mine[key] != other[key]:
+                raise PlanError(f"pruner state has {key} {other[key]!r}, this one is made for {mine[key]!r}")
         self.steps_done = int(state["steps_done"])
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a number, text, nothing, or a sequence or a mapping of these."""
+    if isinstance(value, Mapping):
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _type_of(cls: type[Pruner], name: str) -> TypeAdapter[Any]:

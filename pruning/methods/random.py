@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from pruning import masks
 from pruning.methods.base import Inputs, register
 from pruning.methods.masked import Gradual
-from workloads.errors import PlanError
 
 
 @register("random")
@@ -60,11 +59,3 @@ class Random(Gradual):
     def after_step(self) -> None:
         if not self.at_once:
             super().after_step()
-
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"seed": self.seed}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if state.get("seed") != self.seed:
-            raise PlanError(f"pruner state has seed {state.get('seed')!r}, this one is made for {self.seed!r}")
-        super().load_state_dict(state)

@@ -152,6 +152,22 @@ def test_state_of_another_method_is_refused():
         OneShotMagnitude(small_net(), EXAMPLE, 9).load_state_dict(one.state_dict())
 
 
+@pytest.mark.parametrize(
+    ("mine", "message"),
+    [
+        ({"density": 0.4}, "has density 0.3, this one is made for 0.4"),
+        ({"density": 0.3, "granularity": "filter"}, "has granularity 'weight', this one is made for 'filter'"),
+        ({"density": 0.3, "keep": ["conv1"]}, r"has keep \[\], this one is made for \['conv1'\]"),
+        ({"density": {"conv1": 0.3}}, r"has density 0.3, this one is made for \{'conv1': 0.3\}"),
+    ],
+)
+def test_state_of_other_options_is_refused(mine, message):
+    state = GradualMagnitude(small_net(), EXAMPLE, 8, density=0.3).state_dict()
+    GradualMagnitude(small_net(), EXAMPLE, 8, density=0.3, keep=(), end=0.75).load_state_dict(state)
+    with pytest.raises(PlanError, match=message):
+        GradualMagnitude(small_net(), EXAMPLE, 8, **mine).load_state_dict(state)
+
+
 class TestFilters:
     """A filter goes with its bias and its batch norm, so that its output is exactly zero."""
 

@@ -202,6 +202,7 @@ class TestResume:
             ({"lr": 0.1}, "was made with lr = 0.05, now 0.1"),
             ({"epochs": 3}, "was made with epochs = 2, now 3"),
             ({"seed": 1}, "was made with seed = 0, now 1"),
+            ({"teacher": nn.Flatten()}, "was made with distillation = None, now {'temperature': 4.0, 'weight': 0.7}"),
         ],
     )
     def test_other_options_are_refused(self, train, tmp_path, options, message):
@@ -211,6 +212,14 @@ class TestResume:
             quick(build("digits_cnn"), train, checkpoint=file, **options)
         with pytest.raises(ConfigError, match="holds another model"):
             quick(build("resnet8").apply(lambda _: None), train, checkpoint=file)
+
+    def test_other_options_of_the_method_are_refused(self, train, tmp_path):
+        file, example = tmp_path / "state.pt", (example_input("digits_cnn"),)
+        half = GradualMagnitude(build("digits_cnn"), example, 4, density=0.5)
+        quick(half.model, train, epochs=1, pruner=half, checkpoint=file)
+        third = GradualMagnitude(build("digits_cnn"), example, 4, density=0.3)
+        with pytest.raises(ConfigError, match=r"state\.pt: pruner state has density 0\.5, this one is made for 0\.3"):
+            quick(third.model, train, epochs=1, pruner=third, checkpoint=file)
 
     @pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04rest"])
     def test_damaged_files(self, train, tmp_path, content):
