@@ -197,6 +197,33 @@ def prune(
 
 
 @app.command()
+def trail(
+    folder: Annotated[Path, typer.Argument(help="Folder of a codesign prune with a method that leaves a trail.")],
+    min_accuracy: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Pick the fastest with this held-out accuracy, 0..1.")
+    ] = None,
+    max_latency: Annotated[
+        float | None, typer.Option(min=0, help="Pick the most accurate with this latency, times the dense one's.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Machine of the run whose latency counts; the first by default.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=0, help="Retraining of the pick; zeros stay.")] = 2,
+    rate: Annotated[float, typer.Option("--lr", help="Peak learning rate of retraining.")] = 0.02,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the pick; FOLDER/pick by default.", show_default=False)
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Measure the ever sparser networks that a run left behind, and pick one by accuracy or latency."""
+    from codesign import trail as job
+
+    is_wanted = min_accuracy is not None or max_latency is not None
+    wanted = job.Pick(min_accuracy, max_latency, target or "") if is_wanted else None
+    job.run(folder, wanted, out or folder / "pick", epochs=epochs, rate=rate, device=device)
+
+
+@app.command()
 def search(
     model: Annotated[str, typer.Argument(help="Zoo name.")],
     data: Data,

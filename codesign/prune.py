@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 
 DENSE = "dense"
+TRAIL = "trail"
+"""Folder of the networks that a method left on the way, below that of the run."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ class PruneConfig:
     weight_decay: float = 1e-4
     distil: bool = True
     seed: int = 0
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the network knows anything before it is pruned."""
+        return self.weights != "scratch"
 
     def command(self, out: Path) -> str:
         """The command line that does the same."""
@@ -170,50 +177,75 @@ def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool
     Raises:
         CodesignError: bad names or options, missing data, an output folder that cannot be used.
     """
-    from pruning.evaluation import accuracy
     from pruning.methods import method as find_method
     from pruning.training import fit
-    from workloads.lowering import lower
-    from workloads.models import build, example_input
+    from workloads.models import example_input
     from workloads.models.weights import save_weights
 
     cls = None if config.method == DENSE else find_method(config.method)
-    machines = {name: target(name) for name in config.targets}
-    if len(machines) < len(config.targets):
+    if len(set(config.targets)) < len(list(map(target, config.targets))):
         raise ConfigError(f"--target {' '.join(config.targets)}: a machine is given twice")
     if config.epochs < 1:
         raise ConfigError("--epochs 0: a pruned network needs training, give at least one")
-    is_trained = config.weights != "scratch"
-    weights = Path(config.weights) if config.weights not in ("pretrained", "scratch") else None
     images = load_images(config.model, config.data)
-    module = build(
-        config.model, images["train"].num_classes, weights, config.seed, pretrained=config.weights == "pretrained"
-    )
-    example = example_input(config.model)
+    module, example = dense_network(config, images), example_input(config.model)
     asked = {"command": "prune", **asdict(config)}
     if (out / "result.json").exists() and not overwrite:  # before a method measures anything
         return PruneOutcome.from_dict(Study.create(out, asked).read("result")["result"])
-    pruner = None if cls is None else _pruner(cls, config, module, example, images)
+    pruner = None if cls is None else _pruner(cls, config, module, example, images, out)
     net = copy.deepcopy(module) if pruner is None else pruner.model
     study = Study.create(out, asked, overwrite)
     fitted = fit(
         net, images["train"], config.epochs, config.rate, heldout=images["heldout"], pruner=pruner,
-        teacher=module if config.distil and is_trained else None, batch_size=config.batch_size,
+        teacher=module if config.distil and config.is_trained else None, batch_size=config.batch_size,
         weight_decay=config.weight_decay, device=device, seed=config.seed, checkpoint=out / "training.pt",
     )  # fmt: skip
     shrunk = None if pruner is None else _shrunk(pruner.finalize(), example)
     sparse = net if shrunk is None else shrunk.model
     if shrunk is not None:
         shrunk.plan.save(study.path("plan"))
-    seconds = sum(epoch.seconds for epoch in fitted.history)
     save_weights(sparse, out / "model.safetensors")
-    batch = images["heldout"].tensor(slice(0, 32))
-    before, after = (lower(each, example, calibration=batch, name=config.model) for each in (module, sparse))
-    outcome = PruneOutcome(
-        dense_test=accuracy(module, images["test"]) if is_trained else None,
+    seconds = sum(epoch.seconds for epoch in fitted.history)
+    outcome = measured(config, module, sparse, images, seconds, shrunk)
+    write_json(study.path("result"), {"seconds": outcome.seconds, "result": outcome.to_dict()})
+    return outcome
+
+
+def dense_network(config: PruneConfig, images: Mapping[str, ImageData]) -> nn.Module:
+    """What a run starts from."""
+    from workloads.models import build
+
+    file = Path(config.weights) if config.weights not in ("pretrained", "scratch") else None
+    return build(
+        config.model, images["train"].num_classes, file, config.seed, pretrained=config.weights == "pretrained"
+    )
+
+
+def measured(
+    config: PruneConfig,
+    dense: nn.Module,
+    sparse: nn.Module,
+    images: Mapping[str, ImageData],
+    seconds: float,
+    shrunk: Shrunk | None = None,
+) -> PruneOutcome:
+    """Test both networks once and price them.
+
+    Args:
+        shrunk: how `sparse` lost its dead channels, if it did.
+    """
+    from pruning.evaluation import accuracy
+    from workloads.lowering import lower
+    from workloads.models import example_input
+
+    machines = {name: target(name) for name in config.targets}
+    batch, example = images["heldout"].tensor(slice(0, 32)), example_input(config.model)
+    before, after = (lower(each, example, calibration=batch, name=config.model) for each in (dense, sparse))
+    return PruneOutcome(
+        dense_test=accuracy(dense, images["test"]) if config.is_trained else None,
         test=accuracy(sparse, images["test"]),
         heldout=accuracy(sparse, images["heldout"]),
-        weights=_weights(module)[0],
+        weights=_weights(dense)[0],
         nonzeros=_weights(sparse)[1],
         seconds=round(seconds, 1),
         priced={name: (machine.simulate(before), machine.simulate(after)) for name, machine in machines.items()},
@@ -221,19 +253,22 @@ def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool
         channels=0 if shrunk is None else shrunk.units,
         removed_channels=0 if shrunk is None else sum(shrunk.plan.removed.values()),
     )
-    write_json(study.path("result"), {"seconds": outcome.seconds, "result": outcome.to_dict()})
-    return outcome
 
 
 def _pruner(
-    cls: type[Pruner], config: PruneConfig, module: nn.Module, example: Any, images: Mapping[str, ImageData]
+    cls: type[Pruner], config: PruneConfig, module: nn.Module, example: Any, images: Mapping[str, ImageData], out: Path
 ) -> Pruner:
-    """The method at the start of its training; needed and unknown options are said by name."""
+    """The method at the start of its training; needed and unknown options are said by name.
+
+    One that can leave a trail of networks leaves it below `out`.
+    """
     allowed = cls.options()
     steps = -(-len(images["train"]) // config.batch_size) * config.epochs
     options = cls.checked(config.options) | ({"data": images["heldout"]} if cls.NEEDS_DATA else {})
     if "multiple" in allowed and (allowed["multiple"].default or 1) != 1:  # of a method that rounds channels anyway
         options = {"multiple": math.lcm(*(target(name).channel_multiple for name in config.targets))} | options
+    if "trail" in allowed:
+        options = {"trail": out / TRAIL} | options
     needed = [name for name, each in allowed.items() if each.default is inspect.Parameter.empty]
     if missing := [name for name in needed if name not in options]:
         raise ConfigError(f"{config.method} needs --option {missing[0]}=...")
@@ -278,8 +313,12 @@ def _weights(model: nn.Module) -> tuple[int, int]:
     return sum(w.numel() for w in found.values()), sum(int(w.count_nonzero()) for w in found.values())
 
 
-def report(config: PruneConfig, outcome: PruneOutcome, folder: Path) -> list[Path]:
-    """Write one report a target and say what came of the run; returns the paths."""
+def report(config: PruneConfig, outcome: PruneOutcome, folder: Path, notes: Sequence[str] = ()) -> list[Path]:
+    """Write one report a target and say what came of the run; returns the paths.
+
+    Args:
+        notes: what else to say on the page.
+    """
     from reports.comparison import describe_ratios
     from reports.curves import roofline
     from reports.html import write_report
@@ -305,11 +344,11 @@ def report(config: PruneConfig, outcome: PruneOutcome, folder: Path) -> list[Pat
         place = folder if len(outcome.priced) == 1 else folder / before.target
         place.mkdir(exist_ok=True)
         machine = target(name)
-        notes = [f"{config.method} over {config.epochs} epochs; {config.command(folder)}"]
-        notes += (
-            [f"{removed}, since nothing depended on them; plan.json names them"] if outcome.removed_channels else []
-        )
-        notes += [f"{int8} of the pruned network, quantised after training"] if int8 and _is_int8(machine) else []
+        said = [f"{config.method} over {config.epochs} epochs; {config.command(folder)}", *notes]
+        if outcome.removed_channels:
+            said.append(f"{removed}, since nothing depended on them; plan.json names them")
+        if int8 and _is_int8(machine):
+            said.append(f"{int8} of the pruned network, quantised after training")
         known = outcome.dense_test if outcome.dense_test is not None else outcome.test
         record = ReportRecord(
             title=f"{config.model} with {config.method} ({options or 'default options'}) on {before.title}",
@@ -321,7 +360,7 @@ def report(config: PruneConfig, outcome: PruneOutcome, folder: Path) -> list[Pat
             roofline_before=roofline(before, machine.spec),
             roofline_after=roofline(after, machine.spec),
             seed=config.seed,
-            notes=tuple(notes),
+            notes=tuple(said),
         )
         paths.append(write_report(place, record))
         ratio = after.latency_s / before.latency_s

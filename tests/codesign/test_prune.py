@@ -226,6 +226,6 @@ def test_channel_multiples_come_from_the_targets(monkeypatch: pytest.MonkeyPatch
     wanted = math.lcm(*(target(name).channel_multiple for name in config.targets))
     images = {"train": range(100), "heldout": []}
     for options in ({}, {"multiple": 5}):
-        prune._pruner(Rounding, dataclasses.replace(config, options=options), nn.Module(), None, images)  # type: ignore[arg-type]
+        prune._pruner(Rounding, dataclasses.replace(config, options=options), nn.Module(), None, images, Path())  # type: ignore[arg-type]
     assert seen == [wanted, 5]
     assert wanted > 1
