@@ -54,7 +54,8 @@ def runs() -> Iterator[Run]:
     """All runs in the order of the file."""
     for name, experiment in experiments().items():
         for label, own in experiment["runs"].items():
-            for seed in experiment.get("seeds", [0]):
+            own = dict(own)
+            for seed in own.pop("seeds", experiment.get("seeds", [0])):
                 given = {**experiment["config"], **own, "seed": seed}
                 given["targets"] = tuple(given["targets"])
                 yield Run(name, label, PruneConfig(**given), experiment.get("dense_training"))
