@@ -175,6 +175,9 @@ def prune(
     batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 128,
     weight_decay: Annotated[float, typer.Option(help="Of the optimizer.")] = 1e-4,
     distil: Annotated[bool, typer.Option(help="Learn from the dense network's answers too.")] = True,
+    attacked: Annotated[
+        int, typer.Option(min=0, help="Attack so many test images (FGSM, PGD-10), dense against pruned.")
+    ] = 0,
     seed: Seed = 0,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -191,7 +194,7 @@ def prune(
     config = job.PruneConfig(
         model=model, data=data, method=method, options=job.parse_options(method, [*given, *(option or ())]),
         targets=tuple(target), weights=origins[0], epochs=epochs, rate=rate, batch_size=batch,
-        weight_decay=weight_decay, distil=distil, seed=seed,
+        weight_decay=weight_decay, distil=distil, seed=seed, attacked=attacked,
     )  # fmt: skip
     job.report(config, job.run(config, out, device=device, overwrite=overwrite), out)
 

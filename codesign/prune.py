@@ -24,6 +24,7 @@ from workloads.errors import ConfigError, PlanError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from pruning.adversarial import Robustness
     from pruning.methods import Pruner
     from pruning.shrink import Shrunk
     from workloads.data import ImageData
@@ -45,6 +46,7 @@ class PruneConfig:
         weights: of the network that is pruned: "pretrained", a file, or "scratch" for an untrained one.
         epochs, rate, batch_size, weight_decay: of `pruning.training.fit`.
         distil: whether the dense network teaches; never if it is untrained.
+        attacked: so many test images are attacked with FGSM and PGD-10 (`pruning.adversarial`); 0 for none.
     """
 
     model: str
@@ -59,6 +61,7 @@ class PruneConfig:
     weight_decay: float = 1e-4
     distil: bool = True
     seed: int = 0
+    attacked: int = 0
 
     @property
     def is_trained(self) -> bool:
@@ -77,6 +80,7 @@ class PruneConfig:
             words += ["--target", name]
         words += ["--epochs", str(self.epochs), "--lr", f"{self.rate:g}", "--batch", str(self.batch_size)]
         words += ["--weight-decay", f"{self.weight_decay:g}", *([] if self.distil else ["--no-distil"])]
+        words += ["--attacked", str(self.attacked)] if self.attacked else []
         return shlex.join([*words, "--seed", str(self.seed), "--out", str(out)])
 
 
@@ -96,6 +100,7 @@ class PruneOutcome:
         int8_test: accuracy of the pruned network in int8 on the test images (post-training, ranges of activations from
             held-out training images), a fraction; None where no target computes in 8 bits only, or where the network
             cannot be quantised.
+        robust: under attack, by "dense" (a trained one) and "pruned", as `pruning.adversarial.Robustness`.
     """
 
     dense_test: float | None
@@ -108,6 +113,7 @@ class PruneOutcome:
     int8_test: float | None = None
     channels: int = 0
     removed_channels: int = 0
+    robust: Mapping[str, Robustness] = field(default_factory=dict)
 
     @property
     def compression(self) -> float:
@@ -122,7 +128,10 @@ class PruneOutcome:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PruneOutcome:
         """The inverse of `to_dict`."""
+        from pruning.adversarial import Robustness
+
         numbers = {key: value for key, value in data.items() if key != "targets"}
+        numbers["robust"] = {name: Robustness(**row) for name, row in numbers.get("robust", {}).items()}
         priced = {
             name: (SimulationResult.from_dict(a), SimulationResult.from_dict(b))
             for name, (a, b) in data["targets"].items()
@@ -185,6 +194,8 @@ def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool
     cls = None if config.method == DENSE else find_method(config.method)
     if len(set(config.targets)) < len(list(map(target, config.targets))):
         raise ConfigError(f"--target {' '.join(config.targets)}: a machine is given twice")
+    if config.attacked < 0:
+        raise ConfigError(f"--attacked {config.attacked}: a number of images, 0 for none")
     if config.epochs < 1:
         raise ConfigError("--epochs 0: a pruned network needs training, give at least one")
     images = load_images(config.model, config.data)
@@ -252,7 +263,18 @@ def measured(
         int8_test=_int8_accuracy(sparse, images) if any(map(_is_int8, machines.values())) else None,
         channels=0 if shrunk is None else shrunk.units,
         removed_channels=0 if shrunk is None else sum(shrunk.plan.removed.values()),
+        robust=_robustness(config, dense, sparse, images["test"]),
     )
+
+
+def _robustness(config: PruneConfig, dense: nn.Module, sparse: nn.Module, test: ImageData) -> Mapping[str, Robustness]:
+    """Of the network that was trained and the pruned one, where it is asked for."""
+    from pruning.adversarial import robustness
+
+    if not config.attacked:
+        return {}
+    models = ({"dense": dense} if config.is_trained else {}) | {"pruned": sparse}
+    return robustness(models, test.take(config.attacked))
 
 
 def _pruner(
@@ -338,6 +360,8 @@ def report(config: PruneConfig, outcome: PruneOutcome, folder: Path, notes: Sequ
     removed = f"{outcome.removed_channels:,} of {outcome.channels:,} channels removed" if outcome.channels else ""
     if removed:
         screen.print(removed)
+    for name, row in outcome.robust.items():
+        screen.print(f"{name} under attack: {row}")
     options = ", ".join(f"{name} {value}" for name, value in config.options.items())
     paths = []
     for name, (before, after) in outcome.priced.items():
@@ -349,6 +373,7 @@ def report(config: PruneConfig, outcome: PruneOutcome, folder: Path, notes: Sequ
             said.append(f"{removed}, since nothing depended on them; plan.json names them")
         if int8 and _is_int8(machine):
             said.append(f"{int8} of the pruned network, quantised after training")
+        said += [f"{each} under attack: {row}" for each, row in outcome.robust.items()]
         known = outcome.dense_test if outcome.dense_test is not None else outcome.test
         record = ReportRecord(
             title=f"{config.model} with {config.method} ({options or 'default options'}) on {before.title}",

@@ -24,7 +24,8 @@ same rate on the same machine. Ratios, thresholds and epochs were chosen on held
 CIFAR-10 weights were trained on too); the test set is used once a run. "weights" counts convolutions and linear layers,
 the dense first layer and classifier included. Latency and energy are those of the pruned network over the dense one,
 priced with the real masks; how far to trust each model is in [validation.md](validation.md). "to start" is points of
-test accuracy against the network that the run started from; minutes are wall time, beside other work on the machine.
+test accuracy against the network that the run started from, "to dense" against an equally long dense run of the same
+seeds; minutes are wall time, beside other work on the machine.
 """
 
 
@@ -50,17 +51,29 @@ def table(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     if not done:
         return "Not run yet.\n"
     targets = list(next(iter(done.values()))[0]["targets"])
-    head = ["run", "seeds", "test", "to start", "weights", "MACs", *targets, "minutes"]
+    dense = {result["config"]["seed"]: result["test"] for result in done.get("dense", ())}
+    attacks = ["FGSM, PGD-10"] if any(result.get("robust") for results in done.values() for result in results) else []
+    head = ["run", "seeds", "test", "to start", "to dense", *attacks, "weights", "MACs", *targets, "minutes"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for label, results in done.items():
-        lines.append(f"| {' | '.join(line(label, results, targets))} |")
+        lines.append(f"| {' | '.join(line(label, results, targets, dense, bool(attacks)))} |")
     if missing := [label for label in rows if label not in done]:
         lines.append(f"\nNot run yet: {', '.join(missing)}.")
     return "\n".join(lines) + "\n"
 
 
-def line(label: str, results: Sequence[Mapping[str, Any]], targets: Sequence[str]) -> list[str]:
-    """Cells of one run."""
+def line(
+    label: str,
+    results: Sequence[Mapping[str, Any]],
+    targets: Sequence[str],
+    dense: Mapping[int, float],
+    is_attacked: bool,
+) -> list[str]:
+    """Cells of one run.
+
+    Args:
+        dense: test accuracy of the equally long dense run, by seed.
+    """
 
     def mean(value: Any) -> float:
         return statistics.fmean(value(result) for result in results)
@@ -68,6 +81,10 @@ def line(label: str, results: Sequence[Mapping[str, Any]], targets: Sequence[str
     tests = [result["test"] for result in results]
     spread = f" ± {statistics.stdev(tests):.2%}" if len(tests) > 1 else ""
     lost = [result["test"] - result["dense_test"] for result in results if result["dense_test"] is not None]
+    seeds = [result["config"]["seed"] for result in results]
+    below = [test - dense[seed] for test, seed in zip(tests, seeds, strict=True) if seed in dense]
+    robust = [result["robust"]["pruned"] for result in results if result.get("robust")]
+    attacked = ", ".join(f"{statistics.fmean(row[kind] for row in robust):.1%}" for kind in ("fgsm", "pgd") if robust)
     prices = [
         f"{mean(lambda r, t=t: ratio(r, t, 'latency_s')):.2f}x, {mean(lambda r, t=t: ratio(r, t, 'energy_j')):.2f}x"
         for t in targets
@@ -77,6 +94,8 @@ def line(label: str, results: Sequence[Mapping[str, Any]], targets: Sequence[str
         str(len(results)),
         f"{statistics.fmean(tests):.2%}{spread}",
         f"{100 * statistics.fmean(lost):+.2f}" if lost else "",
+        f"{100 * statistics.fmean(below):+.2f}" if len(below) == len(tests) and label != "dense" else "",
+        *([attacked] if is_attacked else []),
         f"{mean(lambda r: r['weights'] / r['nonzeros']):.1f}x fewer",
         f"{mean(lambda r: r['macs'][1] / r['macs'][0]):.2f}x",
         *prices,

@@ -179,6 +179,23 @@ def test_needed_options_are_asked_for() -> None:
         parse_options("one_shot_magnitude", ["begin=0.1"])
 
 
+def test_attacks_on_both_networks_are_counted(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, epochs=1, attacked=50, method="dense", options={}, targets=("ideal",))
+    found = prune.run(config, tmp_path / "run")
+    assert list(found.robust) == ["pruned"]  # what was not trained has nothing to lose
+    weights = str(tmp_path / "run" / "model.safetensors")
+    found = prune.run(dataclasses.replace(config, weights=weights), tmp_path / "again")
+    dense, pruned = found.robust["dense"], found.robust["pruned"]
+    assert dense.images == pruned.images == 50
+    assert 0 < dense.pgd <= dense.fgsm <= dense.clean <= 1
+    assert dense != pruned
+    assert PruneOutcome.from_dict(found.to_dict()) == found
+    page = prune.report(config, found, tmp_path / "again")[0].read_text()
+    assert f"dense under attack: clean {dense.clean:.2%}" in page
+    with pytest.raises(ConfigError, match="--attacked -1: a number of images"):
+        prune.run(dataclasses.replace(config, attacked=-1), tmp_path / "no")
+
+
 def test_dense_is_the_same_training_without_pruning(tmp_path: Path) -> None:
     found = prune.run(dataclasses.replace(CONFIG, method="dense", options={}, epochs=1), tmp_path / "run")
     assert found.nonzeros == found.weights
