@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 from pruning import masks
 from pruning.filters import is_transposed
-from pruning.granularity import check_scores, keep_kernels
+from pruning.granularity import check_scores, keep_best, keep_kernels
 from pruning.methods.base import Inputs, register
-from pruning.methods.masked import Densities, MaskPruner
+from pruning.methods.masked import Densities, MaskPruner, Scope, check_scope
 from pruning.patterns import PatternLibrary, best_patterns, four_entry_library, natural_library
 from workloads.errors import ConfigError, PlanError, ShapeError
 
@@ -82,11 +82,15 @@ class PConv(MaskPruner):
       with `prune_pointwise=False`. Other kernels are refused. The first layer and the classifier stay dense by default.
       A depthwise channel has a single kernel, which connectivity would remove whole: name such layers in `keep`, or
       give them entries / 9.
+    - How many kernels each layer keeps is left open too: all layers the same share by default; with `scope` "global"
+      all kernels, and single weights where there is no pattern, are ranked against each other before training, by
+      energy per weight that their pattern keeps, and no layer falls below `layer_floor` times `density`.
     - The papers leave open whether every filter keeps equally many kernels: `balanced` does that, off by default.
 
     Args:
         density: kept fraction, at most entries / 9 where kernels are 3x3, or by layer name.
         granularity: "pattern", or "pattern/4" where four consecutive filters share patterns and connectivity.
+        scope: "layer" or "global", above. layer_floor: of "global".
         library: the patterns; PCONV's four by default, a number for that many natural patterns of the model's own
             weights (1 .. 56).
         balanced: the same number of kernels in every filter of a layer.
@@ -105,6 +109,7 @@ class PConv(MaskPruner):
         {"density": 4 / 9, "end": 0.5, "frequency": 1},
         {"density": 0.2, "granularity": "pattern/2", "library": 6, "prune_last": True, "begin": 0.25, "end": 0.75},
         {"density": {"conv1": 0.2, "head": 0.5}, "balanced": True, "end": 1.0, "frequency": 3},
+        {"density": 0.25, "scope": "global", "end": 0.5, "frequency": 1},
     )
 
     def __init__(
@@ -115,6 +120,8 @@ class PConv(MaskPruner):
         *,
         density: Densities = 4 / 9,
         granularity: str = "pattern",
+        scope: Scope = "layer",
+        layer_floor: float = 0.25,
         library: PatternLibrary | int | None = None,
         balanced: bool = False,
         begin: float = 0.0,
@@ -127,6 +134,8 @@ class PConv(MaskPruner):
             raise ConfigError(f"granularity {granularity!r}: pconv has pattern, and pattern/4 for filters that share")
         if not 0 < rho[0] <= rho[1] < math.inf:
             raise ConfigError(f"rho {rho}: needs 0 < first <= last")
+        if not 0 <= layer_floor <= 1:
+            raise ConfigError(f"layer_floor {layer_floor}, must lie in 0..1")
         super().__init__(model, example_inputs, total_steps, density=density, granularity=granularity, **options)
         self.filters = int(granularity.partition("/")[2] or 1)
         self.balanced, self.rho = balanced, rho
@@ -144,6 +153,9 @@ class PConv(MaskPruner):
             library = natural_library((weights[name] for name in self.names if name in self.patterned), library)
         self.library: PatternLibrary = library or four_entry_library()
         self.shares = self._kernel_shares()
+        check_scope(density, "weight", scope)
+        if scope == "global":
+            self.shares = self._ranked_shares(layer_floor)
         self.attach_dense()
         self.constraints: dict[str, Constraint] = {}
         if self.begin == 0:
@@ -161,6 +173,27 @@ class PConv(MaskPruner):
         if not self.patterned and all(share == 1 for share in found.values()):
             raise PlanError("density 1 removes nothing from layers without 3x3 kernels; choose one below 1")
         return {name: min(1.0, share) for name, share in found.items()}
+
+    @torch.no_grad()
+    def _ranked_shares(self, floor: float) -> dict[str, float]:
+        """The shares of all layers together, the kernels of most energy per kept weight first."""
+        value, cost, least, sizes = [], [], [], []
+        for name in self.names:
+            weight = masks.dense_weight(self.model, name)
+            each = self.library.entries if name in self.patterned else 1
+            kept = weight * self.pattern_mask(name, weight) if name in self.patterned else weight
+            energy = kept.double().square().reshape(*weight.shape[:2], -1).sum(2).flatten() / each
+            value.append(energy)
+            cost.append(torch.full_like(energy, each))
+            least.append(keep_best(energy, max(1, math.floor(floor * self.shares[name] * len(energy)))))
+            sizes.append(len(energy))
+        energies, costs, kept_first = torch.cat(value), torch.cat(cost), torch.cat(least)
+        order = torch.argsort(torch.where(kept_first, math.inf, energies), descending=True, stable=True)
+        wanted = sum(float(one.sum()) * self.shares[name] for name, one in zip(self.names, cost, strict=True))
+        taken = torch.zeros_like(kept_first)
+        taken[order[costs[order].cumsum(0) <= wanted + 0.5]] = True
+        parts = (taken | kept_first).split(sizes)
+        return {name: float(part.double().mean()) for name, part in zip(self.names, parts, strict=True)}
 
     # ---- the two sets ------------------------------------------------------------------------------------------------
 
@@ -256,6 +289,7 @@ class PConv(MaskPruner):
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {
             "library": [list(pattern) for pattern in self.library.patterns],
+            "shares": dict(self.shares),
             "nearest": {key: one.nearest.clone() for key, one in self.constraints.items()},
             "duals": {key: one.dual.clone() for key, one in self.constraints.items()},
         }
@@ -263,6 +297,7 @@ class PConv(MaskPruner):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self.library = PatternLibrary(tuple(tuple(pattern) for pattern in state["library"]))
+        self.shares = dict(state["shares"])
         self.constraints = self._constraints() if state["nearest"] else {}
         for key, one in self.constraints.items():
             one.nearest, one.dual = state["nearest"][key].clone(), state["duals"][key].clone()

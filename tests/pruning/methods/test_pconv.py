@@ -202,6 +202,28 @@ class TestResult:
         left = PConv(network("Fire"), example(), 2, density=0.3, end=0.5, prune_pointwise=False)
         assert left.names == ("right.weight", "grow.weight")
 
+    def test_global_shares_follow_the_energy_of_kernels(self):
+        """One layer of 100 times the others' weights takes all that the floors of the others leave."""
+        model = small_net()
+        for name, parameter in model.named_parameters():
+            if name == "conv2.weight":
+                parameter.data *= 100
+        one = {"density": 2 / 9, "scope": "global", "prune_last": True, "library": four_entry_library()}
+        pruner = PConv(model, EXAMPLE, 8, **one, layer_floor=0.1)
+        uniform = PConv(model, EXAMPLE, 8, density=2 / 9, prune_last=True, library=four_entry_library())
+        assert pruner.shares["conv2.weight"] > 0.9 > 0.6 > uniform.shares["conv2.weight"]
+        for name in ("conv1.weight", "head.weight"):
+            assert pruner.shares[name] == pytest.approx(0.1 * uniform.shares[name], abs=1 / 32)
+        weights = {name: masks.dense_weight(model, name).numel() for name in pruner.names}
+        most = {name: 4 / 9 if name in pruner.patterned else 1.0 for name in pruner.names}
+
+        def kept(shares):
+            return sum(share * most[name] * weights[name] for name, share in shares.items())
+
+        assert kept(uniform.shares) - 4 < kept(pruner.shares) <= kept(uniform.shares) + 0.5
+        whole = PConv(model, EXAMPLE, 8, **one, layer_floor=1.0)
+        assert whole.shares == pytest.approx(uniform.shares, abs=0.05)
+
     def test_mined_patterns_are_the_models_own(self):
         model = small_net()
         pruner = PConv(model, EXAMPLE, 4, library=8)
@@ -223,7 +245,8 @@ class TestResult:
         ({"frequency": 0}, "frequency"),
         ({"library": 57}, r"57 patterns asked for, possible are 1\.\.56"),
         ({"library": 4, "density": {"head": 0.5}}, "natural patterns need 3x3 kernels"),
-        ({"scope": "global"}, "scope 'global' ranks single weights"),
+        ({"scope": "global", "density": {"head": 0.5}}, "scope 'global' ranks single weights by one density"),
+        ({"scope": "global", "layer_floor": 2}, r"layer_floor 2, must lie in 0\.\.1"),
     ],
 )
 def test_bad_options(options, message):
