@@ -320,7 +320,7 @@ class Learner:
 
     def load(self, state: Mapping[str, Any], device: torch.device) -> None:
         self.network.to(device).load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # torch keeps the tensors that it is given
 
 
 class PrunerNetwork(nn.Module):
