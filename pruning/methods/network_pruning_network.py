@@ -47,10 +47,10 @@ BACKBONE_RATE = 0.1  # of the heads' learning rate: a trained backbone that move
 class NetworkPruningNetwork(Pruner):
     """Learn with a pruner network which channels go, then fine-tune without them.
 
-    Two phases: up to step `end` the target is frozen (`requires_grad` off, so the user's optimizer passes it over;
-    batch norms still follow the gated network) and the pruner network learns; at `end` one binary vector a group is
-    fixed; from then on the target learns with it. Before `end` every batch sees the gates that would be fixed after
-    it. `finalize` zeroes what goes; `plan` removes it.
+    Two phases: up to step `end` the target is frozen (its gradients are dropped as they come, so that any optimizer
+    passes it over; batch norms still follow the gated network) and the pruner network learns; at `end` one binary
+    vector a group is fixed; from then on the target learns with it. Before `end` every batch sees the gates that would
+    be fixed after it. `finalize` zeroes what goes; `plan` removes it.
 
     Args:
         model: a trained network; not modified.
@@ -123,9 +123,8 @@ class NetworkPruningNetwork(Pruner):
         self.agreement = 1.0
         self.kept: Tensor | None = None
         self.gates = Gates()
-        self.trainable = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         self._attach()
-        self._train_target(False)
+        self._frozen = self._freeze()
         self._hook = self._watch()
 
     def _attach(self) -> None:
@@ -138,9 +137,13 @@ class NetworkPruningNetwork(Pruner):
             module, leaf = masks.owner(self.model, name)
             parametrize.register_parametrization(module, leaf, Gate(self.gates, axes))
 
-    def _train_target(self, learns: bool) -> None:
-        for name, parameter in zip(masks.parameter_names(self.model), self.model.parameters(), strict=True):
-            parameter.requires_grad_(learns and name in self.trainable)
+    def _freeze(self) -> list[torch.utils.hooks.RemovableHandle]:
+        """Drop the gradients of `self.model` as they come, until the handles are removed; copies of it learn."""
+
+        def drop(parameter: Tensor) -> None:
+            parameter.grad = None
+
+        return [p.register_post_accumulate_grad_hook(drop) for p in self.model.parameters() if p.requires_grad]
 
     # ---- the forward pass --------------------------------------------------------------------------------------------
 
@@ -216,7 +219,8 @@ class NetworkPruningNetwork(Pruner):
         """Fix the gates as masks and hand the target to the user's optimizer."""
         self.kept, self.learner, self.gates.values = kept, None, None
         masks.set_masks(self.model, self._masks(kept))
-        self._train_target(True)
+        for handle in self._frozen:
+            handle.remove()
 
     @property
     def is_settled(self) -> bool:
@@ -234,12 +238,9 @@ class NetworkPruningNetwork(Pruner):
         gates, self.gates.values = self.gates.values, with_one(self.decision().float())
         self._hook.remove()
         try:
-            baked = masks.bake(self.model, self._masks(self.decision()))
+            return masks.bake(self.model, self._masks(self.decision()))
         finally:
             self.gates.values, self._hook = gates, self._watch()
-        for name in self.trainable:
-            baked.get_parameter(name).requires_grad_(True)
-        return baked
 
     def plan(self) -> PruningPlan:
         """What stays of every gated group, to be applied to the finalised model (or to the user's own).

@@ -192,6 +192,18 @@ class TestPhases:
         assert same(masks.masks_of(pruner.model), found)
         assert not torch.equal(pruner.model.head.bias, before["head.bias"])
 
+    def test_an_optimizer_made_at_the_start_trains_the_target_after_it(self):
+        pruner, data = pruner_of(small_net().train(), 4, end=0.5), batches(4)
+        loop = Loop(pruner)
+        learning = [parameter for parameter in pruner.model.parameters() if parameter.requires_grad]
+        loop.optimizer = torch.optim.SGD(learning, 0.05, momentum=0.9, weight_decay=0.1)
+        before = [parameter.clone() for parameter in pruner.model.parameters()]
+        loop.run(data[:2])
+        assert all(map(torch.equal, before, pruner.model.parameters()))
+        assert not loop.optimizer.state
+        loop.run(data[2:])
+        assert not any(map(torch.equal, before, pruner.model.parameters()))
+
     def test_what_was_frozen_by_the_user_stays_so(self):
         model = small_net()
         model.head.bias.requires_grad_(False)
@@ -208,6 +220,14 @@ class TestPhases:
         baked = pruner.finalize()
         torch.testing.assert_close(baked.eval()(x), pruner.model.eval()(x))
         assert all(p.requires_grad for p in baked.parameters())
+
+    def test_a_trained_recurrent_network_finalizes_before_and_after_the_gates_are_fixed(self):
+        pruner = pruner_of(network("Recurrent").train(), 2, example(), end=0.5)
+        x = example(4)[0]
+        for _ in range(2):
+            pruner.model.train()(x).square().sum().backward()
+            pruner.step()
+            torch.testing.assert_close(pruner.finalize().eval()(x), pruner.model.eval()(x))
 
     def test_state_survives_weights_only_files(self, tmp_path):
         pruner = pruner_of(small_net().train(), 8, end=0.75)
