@@ -119,7 +119,7 @@ def bake(model: nn.Module, masks: Masks | None = None) -> nn.Module:
     >>> sparse.weight_mask.tolist(), sparse.weight[0, 1].item()
     ([[True, False]], 0.0)
     """
-    baked = copy.deepcopy(model)
+    baked = _copy(model)
     for name, parametrization in _attached(baked).items():
         module, leaf = owner(baked, name)
         mask = parametrization.mask
@@ -238,6 +238,15 @@ def _checked(model: nn.Module, name: str, mask: Tensor) -> Tensor:
 def _wrong_mask(name: str, mask: Tensor, wanted: Tensor) -> str:
     found = f"{mask.dtype} {tuple(mask.shape)}".removeprefix("torch.")
     return f"mask of {name!r} is {found}, must be bool {tuple(wanted.shape)}, True = kept"
+
+
+@torch.no_grad()
+def _copy(model: nn.Module) -> nn.Module:
+    """A deep copy; recurrent layers hold on to the masked weights they last computed, whose history none can copy."""
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            module._update_flat_weights()
+    return copy.deepcopy(model)
 
 
 def _own_class(module: nn.Module) -> None:

@@ -15,7 +15,7 @@ import copy
 import io
 import math
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -200,6 +200,19 @@ class PrunerContract:
         assert second.run(data[STEPS // 2 :]) == losses[STEPS // 2 :]
         assert same(second.pruner.finalize().state_dict(), whole.pruner.finalize().state_dict())
 
+    def test_a_state_does_not_change_when_training_goes_on(self, prune: Prune) -> None:
+        """Neither where it was taken nor where it was loaded."""
+        data, taken = batches(STEPS), []
+        loop = Loop(self.make(prune))
+        for batch in data:
+            taken.append((loop.pruner.state_dict(), loop.state()))
+            loop.run([batch])
+        for state, whole in taken[:: STEPS // 2]:
+            other = Loop(self.make(prune, seed=1))
+            other.restore(whole | {"pruner": state})
+            other.run(data[STEPS // 2 :])
+        assert all(same(state, whole["pruner"]) for state, whole in taken)
+
     def test_the_same_seed_gives_the_same_bytes(self, prune: Prune) -> None:
         states = []
         for _ in range(2):
@@ -214,6 +227,12 @@ def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    """Equal names in equal order, equal bytes."""
-    return list(one) == list(other) and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+def same(one: Any, other: Any) -> bool:
+    """Equal names in equal order, equal bytes, at any depth of a state."""
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and torch.equal(one, other)
+    if isinstance(one, Mapping):
+        return list(one) == list(other) and all(same(value, other[name]) for name, value in one.items())
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)

@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from pruning import masks
-from pruning.granularity import kept_count, mask
+from pruning.granularity import keep_best, kept_count, mask
 from pruning.methods.base import Inputs, register
 from pruning.methods.masked import Densities, Gradual
 from workloads.errors import ConfigError, PlanError
@@ -38,12 +38,11 @@ class KernelShare:
     """What a layer keeps.
 
     Attributes:
-        weights: q, of every kernel that stays. kernels: how many stay. density: kept fraction of the layer.
+        weights: q, of every kernel that stays. kernels: how many stay.
     """
 
     weights: int
     kernels: int
-    density: float
 
 
 @register("campfire")
@@ -56,14 +55,17 @@ class Campfire(Gradual):
     Choices, where the paper's text was not at hand:
 
     - Importance is magnitude, and a kernel's the L1 norm of all its weights; kernels are ranked inside their layer.
-    - The ramp is cubic, from `begin` to `end`; `end` = 0.4 lets most of the training run with fixed masks.
+    - What a layer keeps in the end follows from its shape. On the way there the kernels removed and the weights
+      removed of a kernel climb along one cubic curve, from none at `begin` to all at `end`, each rounded to the
+      nearest count, so that neither ever falls. Between, "combined" is by up to a quarter of the product of its two
+      sparsities sparser than the curve. `end` = 0.4 lets most of the training run with fixed masks.
     - Masks are recomputed `frequency` optimizer steps apart, by default a thirtieth of the ramp: about once an epoch
       where the ramp takes 30 epochs. Give the number of batches of an epoch for exactly that.
     - `density` is that of all pruned layers together, wherever their kernels allow. "ck" meets it to within a kernel a
       layer. "combined" keeps q = ceil(RS d^split) weights of a kernel and the share d RS / q of the kernels, so it
       meets any d too; `split` = 1 leaves as much to windows as ninths allow, 0 is "ck". "window" has only ninths: every
       layer keeps floor(RS d) or one more, and layers that keep one more are chosen so that the total comes closest to
-      the target, early layers first among equally close choices. While the ramp goes on this choice may move.
+      the target, early layers first among equally close choices.
     - Kernels of one weight (1x1, linear) have no window: there single weights are removed, at every granularity, or
       nothing with `prune_pointwise=False`; then they do not count in `density` either.
     - The first layer, the classifier, biases and batch norms stay dense; the first two can be asked for.
@@ -117,21 +119,13 @@ class Campfire(Gradual):
         """What every layer keeps from `end` on, by parameter name; it depends on shapes alone."""
         return self.shares(self.density)
 
-    @property
-    def achieved_density(self) -> float:
-        """Kept fraction of all pruned layers from `end` on; `density` may lie between what kernels allow."""
-        sizes = {name: masks.dense_weight(self.model, name).numel() for name in self.names}
-        return sum(share.density * sizes[name] for name, share in self.final_shares.items()) / sum(sizes.values())
-
     def shares(self, density: Densities) -> dict[str, KernelShare]:
         """What every layer keeps at a density, by parameter name."""
         named = density if isinstance(density, Mapping) else dict.fromkeys(self.names, density)
         wanted = dict.fromkeys(self.names, 1.0) | dict(named)
         if wrong := [share for share in wanted.values() if not 0 < share <= 1]:
             raise PlanError(f"density {wrong[0]:g}, must be above 0 and at most 1")
-        shapes = {name: masks.dense_weight(self.model, name).shape for name in self.names}
-        planes = {name: shape[0] * shape[1] for name, shape in shapes.items()}
-        areas = {name: math.prod(shapes[name][2:]) for name in self.names}
+        planes, areas = self._sizes()
         if self.form == "window":
             counts = self._windows(wanted, planes, areas)
         else:
@@ -140,9 +134,31 @@ class Campfire(Gradual):
         found = {}
         for name, q in counts.items():
             rest = 1.0 if self.form == "window" and areas[name] > 1 else wanted[name] * areas[name] / q
-            kernels = kept_count(planes[name], rest)
-            found[name] = KernelShare(q, kernels, kernels * q / (planes[name] * areas[name]))
+            found[name] = KernelShare(q, kept_count(planes[name], rest))
         return found
+
+    def shares_now(self) -> dict[str, KernelShare]:
+        """What every layer keeps at this point of the ramp; neither count is ever larger than before."""
+        schedule = next(iter(self.schedules.values()))
+        done = schedule.sparsity(self.steps_done) / schedule.final
+        planes, areas = self._sizes()
+        return {
+            name: KernelShare(_left(areas[name], last.weights, done), _left(planes[name], last.kernels, done))
+            for name, last in self.final_shares.items()
+        }
+
+    @property
+    def achieved_density(self) -> float:
+        """Kept fraction of all pruned layers from `end` on; `density` may lie between what kernels allow."""
+        planes, areas = self._sizes()
+        kept = sum(share.weights * share.kernels for share in self.final_shares.values())
+        return kept / sum(planes[name] * areas[name] for name in self.names)
+
+    def _sizes(self) -> tuple[dict[str, int], dict[str, int]]:
+        """CK and RS of every layer."""
+        shapes = {name: masks.dense_weight(self.model, name).shape for name in self.names}
+        planes = {name: shape[0] * shape[1] for name, shape in shapes.items()}
+        return planes, {name: math.prod(shape[2:]) for name, shape in shapes.items()}
 
     def _windows(
         self, wanted: Mapping[str, float], planes: Mapping[str, int], areas: Mapping[str, int]
@@ -159,13 +175,24 @@ class Campfire(Gradual):
         return counts | {name: counts[name] + 1 for name, up in zip(between, raised, strict=True) if up}
 
     def masks_at(self, density: Densities) -> dict[str, Tensor]:
+        return self._masks(self.shares(density))
+
+    def masks_now(self) -> dict[str, Tensor]:
+        return self._masks(self.shares_now())
+
+    def _masks(self, shares: Mapping[str, KernelShare]) -> dict[str, Tensor]:
         scores, found = self.scores(), {}
-        for name, share in self.shares(density).items():
+        for name, share in shares.items():
             kernels = scores[name].double().reshape(*scores[name].shape[:2], -1)
             window = mask(kernels, share.weights / kernels.shape[2], "window")
-            plane = mask(kernels.sum(2), share.kernels / kernels[..., 0].numel(), "weight")
+            plane = keep_best(kernels.sum(2), share.kernels)
             found[name] = (window & plane[..., None]).view(scores[name].shape)
         return found
+
+
+def _left(whole: int, last: int, done: float) -> int:
+    """How many are left of `whole` when a share `done` of all removals down to `last` is made, to the nearest."""
+    return whole - math.floor(done * (whole - last) + 0.5)
 
 
 def closest_subset(sizes: Sequence[int], target: float) -> list[bool]:

@@ -171,7 +171,11 @@ class Gradual(MaskPruner):
     def after_step(self) -> None:
         schedule = next(iter(self.schedules.values()))
         if schedule.is_update(self.steps_done):
-            masks.set_masks(self.model, self.masks_at(self.density_now()))
+            masks.set_masks(self.model, self.masks_now())
+
+    def masks_now(self) -> dict[str, Tensor]:
+        """The masks of this point of the ramp."""
+        return self.masks_at(self.density_now())
 
     def density_now(self) -> Densities:
         """The schedule's density, or the nearest below it that the granularity has."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import copy
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -34,12 +35,14 @@ from pruning.gates import Cost, Gate, Gates, floors, gated_groups, spread, unit_
 from pruning.layers import WEIGHTED
 from pruning.methods.base import Inputs, Pruner, register
 from pruning.plan import PruningPlan
+from pruning.schedule import CosineSchedule
 from pruning.wiring import READ, Wiring, wire
 from workloads.channels import analyze
 from workloads.errors import PlanError, unknown_name
 from workloads.graph import KIND, Kind, LayerGraph
 
 WEIGHTINGS = ("filters", "macs")
+ROUNDING = 1e-6  # of a share, which is summed in float32
 BACKBONE_RATE = 0.1  # of the heads' learning rate: a trained backbone that moves as fast moves all logits at once
 
 
@@ -47,10 +50,11 @@ BACKBONE_RATE = 0.1  # of the heads' learning rate: a trained backbone that move
 class NetworkPruningNetwork(Pruner):
     """Learn with a pruner network which channels go, then fine-tune without them.
 
-    Two phases: up to step `end` the target is frozen (`requires_grad` off, so the user's optimizer passes it over;
-    batch norms still follow the gated network) and the pruner network learns; at `end` one binary vector a group is
-    fixed; from then on the target learns with it. Before `end` every batch sees the gates that would be fixed after
-    it. `finalize` zeroes what goes; `plan` removes it.
+    Two phases: up to step `end` the target is frozen (its gradients are dropped as they come, so that any optimizer
+    passes it over; batch norms still follow the gated network) and the pruner network learns, ever more slowly; at
+    `end` one binary vector a group is fixed; from then on the target learns with it. Before `end` every batch sees the
+    gates that would be fixed after it, but those that are still above a budget. `finalize` zeroes what goes; `plan`
+    removes it.
 
     Args:
         model: a trained network; not modified.
@@ -61,29 +65,36 @@ class NetworkPruningNetwork(Pruner):
         end: fraction of `total_steps` after which the gates are fixed.
         warmup: fraction of the pruner's phase in which lambda climbs linearly from zero.
         floor: fraction of a layer's units that always stay, those of largest logit; at least one does.
-        budget: the share of filters (or MACs) at which lambda stops pressing; by default it never does.
+        budget: the share of filters (or MACs) that stays, to within a unit: lambda presses down to it, no fewer gates
+            are open than fit in it, and at `end` those of largest logit that fit are fixed. 0 for none: lambda always
+            presses, and signs alone decide.
         weighting: "filters" counts every filter alike (the paper's goal), "macs" the multiplications that are left.
-        lr: of the heads, in the pruner's own Adam. bias: logit with which every gate starts.
+        lr: of the heads at first, in the pruner's own Adam; it falls to zero at `end`, along half a cosine.
+        bias: logit with which every gate starts.
         smoothing: share of the past in the running average of logits, per step; 0 for this batch alone.
         keep: names of layers whose output channels all stay.
         seed: of the heads' weights.
 
-    Choices. The paper's full text was not available; its abstract fixes the architecture, binary outputs, the goal
-    and one shot. Chosen here: initialisation from the target; logits (not decisions) averaged over the batch and,
+    Choices. The paper's full text was not available; its abstract fixes the architecture, binary outputs, the goal and
+    one shot. Chosen here: initialisation from the target; logits (not decisions) averaged over the batch and,
     exponentially, over batches, since a pruned network has one vector only and training is to see the final one; the
-    straight-through estimator with the slope of a sigmoid at the average z, s(z) (1 - s(z)), through this batch's
-    mean alone, unscaled; a frozen target; Adam; heads that start open; the warm-up of lambda; the floor; a budget,
-    off by default; what the last layers read, averaged over positions and normalised over channels to norm one, as
-    what the heads read; a backbone that learns at a tenth of the heads' rate; no dropout in the pruner network.
-    Groups that nothing reads by weights of its own (lone queries and keys) are left alone.
+    straight-through estimator with the slope of a sigmoid at the average z, s(z) (1 - s(z)), through this batch's mean
+    alone, unscaled; a frozen target; Adam; heads that start open; the warm-up of lambda; the floor; a budget, off by
+    default, with one threshold on all logits instead of zero, since logits fall together and may pass zero in a few
+    batches, far below any budget; rates that fall to zero, so that gates come to rest; what the last layers read,
+    averaged over positions and normalised over channels to norm one, as what the heads read; a backbone that learns at
+    a tenth of the heads' rate; no dropout in the pruner network. Groups that nothing reads by weights of its own (lone
+    queries and keys) are left alone.
 
     Raises:
-        PlanError: no channel group can be gated, a last layer is no module, or an option is out of range.
+        PlanError: no channel group can be gated, a last layer is no module, an option is out of range, or the floors
+            alone keep more than the budget.
     """
 
     EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"strength": 20.0, "lr": 0.5, "end": 0.75},
         {"strength": 20.0, "lr": 1.0, "smoothing": 0.5, "end": 0.5, "weighting": "macs", "keep": ("conv1",)},
+        {"budget": 0.6, "weighting": "macs", "end": 0.5},
     )
 
     def __init__(
@@ -111,6 +122,7 @@ class NetworkPruningNetwork(Pruner):
             raise unknown_name("weighting", weighting, WEIGHTINGS)
         self.strength, self.budget, self.weighting, self.smoothing = strength, budget, weighting, smoothing
         self.end = max(1, round(end * total_steps))
+        self.decay = CosineSchedule(1.0, self.end)
         self.warm_steps = max(1, round(warmup * self.end))
         graph = wire(self.model, example_inputs).graph
         self.wiring = wire(self.model, analyze(graph, keep))
@@ -123,9 +135,11 @@ class NetworkPruningNetwork(Pruner):
         self.agreement = 1.0
         self.kept: Tensor | None = None
         self.gates = Gates()
-        self.trainable = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        if budget > 0 and (least := self._share(self._best(self.logits, 0))) > budget + ROUNDING:
+            alone = f"the floor {floor:g} alone keeps {least:.1%} of the {weighting}"
+            raise PlanError(f"budget {budget:g}: {alone}; lower the floor or raise the budget")
         self._attach()
-        self._train_target(False)
+        self._frozen = self._freeze()
         self._hook = self._watch()
 
     def _attach(self) -> None:
@@ -138,9 +152,13 @@ class NetworkPruningNetwork(Pruner):
             module, leaf = masks.owner(self.model, name)
             parametrize.register_parametrization(module, leaf, Gate(self.gates, axes))
 
-    def _train_target(self, learns: bool) -> None:
-        for name, parameter in zip(masks.parameter_names(self.model), self.model.parameters(), strict=True):
-            parameter.requires_grad_(learns and name in self.trainable)
+    def _freeze(self) -> list[torch.utils.hooks.RemovableHandle]:
+        """Drop the gradients of `self.model` as they come, until the handles are removed; copies of it learn."""
+
+        def drop(parameter: Tensor) -> None:
+            parameter.grad = None
+
+        return [p.register_post_accumulate_grad_hook(drop) for p in self.model.parameters() if p.requires_grad]
 
     # ---- the forward pass --------------------------------------------------------------------------------------------
 
@@ -166,7 +184,7 @@ class NetworkPruningNetwork(Pruner):
         mean = logits.mean(0)
         average = self._averaged(mean)
         soft = (average.to(mean.device) + (mean - mean.detach())).sigmoid()
-        hard = self._floored(average).to(soft)
+        hard = self._decided(average).to(soft)
         learner.seen = logits.detach()
         self.gates.values = with_one(hard + (soft - soft.detach()))
 
@@ -174,18 +192,36 @@ class NetworkPruningNetwork(Pruner):
         """The running average of the logits after a batch of this mean, on the CPU."""
         return self.smoothing * self.logits + (1 - self.smoothing) * mean.detach().cpu()
 
-    def _floored(self, logits: Tensor) -> Tensor:
-        """bool (units,) on the CPU: positive ones, and of every layer at least the floor."""
-        kept = logits > 0
+    def _decided(self, logits: Tensor) -> Tensor:
+        """bool (units,) on the CPU: positive ones, but no fewer than the budget and the floors have room for."""
+        count = int((logits > 0).sum())
+        return self._best(logits, max(count, self._fitting(logits)) if self.budget else count)
+
+    def _fitting(self, logits: Tensor) -> int:
+        """How many of the largest logits the budget has room for; one cut for all groups, so what stays is nested."""
+
+        def share(count: int) -> float:
+            return self._share(self._best(logits, count))
+
+        return bisect_right(range(len(logits) + 1), self.budget + ROUNDING, key=share) - 1
+
+    def _best(self, logits: Tensor, count: int) -> Tensor:
+        """bool (units,) on the CPU: the `count` largest, the first of equals, and of every layer at least the floor."""
+        kept = torch.zeros_like(logits, dtype=torch.bool)
+        kept[logits.argsort(descending=True, stable=True)[:count]] = True
         for units, least in self.floors:
             if int(kept[units].sum()) < least:
                 best = logits[units].argsort(descending=True, stable=True)[:least]
                 kept[units[best]] = True
         return kept
 
+    def _share(self, kept: Tensor) -> float:
+        """What the budget limits."""
+        return float(self.cost.share(with_one(kept.float()), self.weighting))
+
     def decision(self) -> Tensor:
         """bool (units,) on the CPU: what stays, by the running average of the logits, or what was fixed."""
-        return self._floored(self.logits) if self.kept is None else self.kept
+        return self._decided(self.logits) if self.kept is None else self.kept
 
     # ---- training ----------------------------------------------------------------------------------------------------
 
@@ -203,20 +239,21 @@ class NetworkPruningNetwork(Pruner):
         """The pruner network's own step, and at `end` the decision."""
         if self.learner is None:
             return
-        if (seen := self.learner.step()) is not None:
+        if (seen := self.learner.step(self.decay.rate(self.steps_done - 1))) is not None:
             self.logits = self._averaged(seen.mean(0))
             agree = float(((seen > 0).cpu() == (self.logits > 0)).float().mean())
             self.agreement = self.smoothing * self.agreement + (1 - self.smoothing) * agree
         if self.gates.values is not None:
             self.gates.values = self.gates.values.detach()
         if self.steps_done >= self.end:
-            self._settle(self.decision())
+            self._settle(self._best(self.logits, self._fitting(self.logits)) if self.budget else self.decision())
 
     def _settle(self, kept: Tensor) -> None:
         """Fix the gates as masks and hand the target to the user's optimizer."""
         self.kept, self.learner, self.gates.values = kept, None, None
         masks.set_masks(self.model, self._masks(kept))
-        self._train_target(True)
+        for handle in self._frozen:
+            handle.remove()
 
     @property
     def is_settled(self) -> bool:
@@ -234,12 +271,9 @@ class NetworkPruningNetwork(Pruner):
         gates, self.gates.values = self.gates.values, with_one(self.decision().float())
         self._hook.remove()
         try:
-            baked = masks.bake(self.model, self._masks(self.decision()))
+            return masks.bake(self.model, self._masks(self.decision()))
         finally:
             self.gates.values, self._hook = gates, self._watch()
-        for name in self.trainable:
-            baked.get_parameter(name).requires_grad_(True)
-        return baked
 
     def plan(self) -> PruningPlan:
         """What stays of every gated group, to be applied to the finalised model (or to the user's own).
@@ -250,13 +284,18 @@ class NetworkPruningNetwork(Pruner):
         kept = self._units()
         share = self.cost.share(with_one(self.decision().float()), "filters")
         macs = self.wiring.analysis.graph_units(kept).macs / self.wiring.graph.macs
-        notes = (
+        notes = [
             f"pruner network: {float(share):.1%} of the filters and {macs:.1%} of the MACs stay",
             f"decisions of single samples agree with the common one on {self.agreement:.1%} of the gates",
-        )
+        ]
+        signs = self._best(self.logits, int((self.logits > 0).sum()))
+        if moved := int((signs != self.decision()).sum()):
+            notes.append(
+                f"{moved} gates follow the budget of {self.budget:.1%} of the {self.weighting}, not their sign"
+            )
         channels = {group: tuple(int(unit) for unit in units) for group, units in kept.items()}
         sizes = {group: size for group, (_, size) in self.groups.items()}
-        return PruningPlan(self.wiring.graph.name, channels, sizes, notes=notes)
+        return PruningPlan(self.wiring.graph.name, channels, sizes, notes=tuple(notes))
 
     def _units(self) -> dict[str, np.ndarray]:
         kept = self.decision().numpy()
@@ -292,8 +331,8 @@ class Learner:
         self.network = PrunerNetwork(model, inputs, last_modules(model, wiring), units, bias, seed)
         heads, backbone = self.network.heads, self.network.backbone
         rest = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
-        groups: list[dict[str, Any]] = [{"params": [*heads.parameters()]}, {"params": rest, "lr": lr * BACKBONE_RATE}]
-        self.optimizer = torch.optim.Adam(groups[: 1 + bool(rest)], lr)
+        groups = [([*heads.parameters()], lr), (rest, lr * BACKBONE_RATE)]
+        self.optimizer = torch.optim.Adam({"params": mine, "initial_lr": rate} for mine, rate in groups if mine)
         self.seen: Tensor | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -302,10 +341,16 @@ class Learner:
         self._move(tensors[0].device)
         return self.network.train()(*args, **kwargs)
 
-    def step(self) -> Tensor | None:
-        """One step of the optimizer, and the logits that it learnt from; None if there was no batch."""
+    def step(self, rate: float) -> Tensor | None:
+        """One step of the optimizer, and the logits that it learnt from; None if there was no batch.
+
+        Args:
+            rate: the share of the learning rates to take it at.
+        """
         seen, self.seen = self.seen, None
         if seen is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate * group["initial_lr"]
             self.optimizer.step()
             self.optimizer.zero_grad()
         return seen
@@ -320,7 +365,7 @@ class Learner:
 
     def load(self, state: Mapping[str, Any], device: torch.device) -> None:
         self.network.to(device).load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # torch keeps the tensors that it is given
 
 
 class PrunerNetwork(nn.Module):

@@ -27,6 +27,17 @@ def finished(**options):
     return pruner, masks.masks_of(pruner.model)
 
 
+def kernels_and_weights(pruner):
+    """How many kernels every layer has now, and how many weights each of them, by parameter name."""
+    found = {}
+    for name, mask in masks.masks_of(pruner.model).items():
+        counts = mask.flatten(2).sum(2) if mask.dim() > 2 else mask.int()
+        kernels = counts[counts > 0]
+        assert len(kernels.unique()) == 1
+        found[name] = (len(kernels), int(kernels[0]))
+    return found
+
+
 class TestGranularities:
     @pytest.mark.parametrize(("ninths", "density"), [(3, 3 / 9), (1, 1 / 9), (8, 8 / 9)])
     def test_a_window_keeps_the_largest_of_every_kernel(self, ninths, density):
@@ -128,8 +139,39 @@ class TestSchedule:
             loop.run(batches(1))
             assert bool(masks.masks_of(pruner.model)["conv1.weight"][tuple(removed)]) is returns
 
-    def test_masks_are_frozen_from_the_end_on(self):
-        pruner = Campfire(small_net(), EXAMPLE, 10, density=0.3, end=0.4)
+    @pytest.mark.parametrize(("granularity", "stem"), [("ck", 1.0), ("window", 1 / 9), ("combined", 0.03)])
+    def test_what_is_removed_never_falls_and_ends_where_asked(self, granularity, stem):
+        density = {"conv1": 0.3, "conv2": 0.45, "stem": stem, "head": 0.5}
+        pruner = Campfire(small_net(), EXAMPLE, 16, density=density, granularity=granularity, end=0.75, frequency=1)
+        loop, seen = Loop(pruner), []
+        for batch in batches(16):
+            loop.run([batch])
+            seen.append(kernels_and_weights(pruner))
+        for earlier, later in itertools.pairwise(seen):
+            for name, (kernels, weights) in later.items():
+                assert kernels <= earlier[name][0], name
+                assert weights <= earlier[name][1], name
+        final = {name: (share.kernels, share.weights) for name, share in pruner.final_shares.items()}
+        assert seen[11] == seen[15] == final
+        assert len({step["conv1.weight"] for step in seen}) >= 5
+        for name, (kernels, weights) in final.items():
+            size = masks.dense_weight(pruner.model, name).numel()
+            unit = size // 9 if granularity == "window" and name != "head.weight" else weights
+            assert abs(kernels * weights - density[name.removesuffix(".weight")] * size) <= unit
+
+    def test_both_counts_climb_along_one_curve(self):
+        """d = 0.3, split 1: in the end 3 of 9 weights and 86 of 96 kernels, so 6 and 10 are to be removed."""
+        pruner = Campfire(small_net(), EXAMPLE, 4, density={"conv1": 0.3}, split=1.0, end=1.0, frequency=1)
+        loop, seen = Loop(pruner), []
+        for batch in batches(4):
+            loop.run([batch])
+            seen.append(kernels_and_weights(pruner)["conv1.weight"])
+        # 1 - (1 - t/4)^3 = 37/64, 56/64, 63/64, 1 of them: 5.78, 8.75, 9.84, 10 kernels; 3.47, 5.25, 5.91, 6 weights
+        assert seen == [(90, 6), (87, 4), (86, 3), (86, 3)]
+
+    @pytest.mark.parametrize("granularity", ["ck", "window", "combined"])
+    def test_masks_are_frozen_from_the_end_on(self, granularity):
+        pruner = Campfire(small_net(), EXAMPLE, 10, density=0.3, granularity=granularity, end=0.4)
         loop, seen = Loop(pruner), []
         for batch in batches(10):
             loop.run([batch])
@@ -170,7 +212,7 @@ class TestSize:
         ({"density": 1.0}, "removes nothing"),
         ({"scope": "global"}, "scope 'global' ranks single weights"),
         ({"density": {"conv1": 2.0, "conv2": 0.5}}, "density 2"),
-        ({"density": 0.0}, "sparsity"),
+        ({"density": 0.0}, "density 0, must be above 0"),
         ({"end": 0.0}, "needs 0 <= begin < end"),
         ({"density": {"conv9": 0.5}}, "unknown layer with weights 'conv9'"),
     ],

@@ -18,6 +18,7 @@ from pruning.wiring import wire
 from tests.pruning.networks import NETWORKS, example, network
 from workloads.data import ImageData, Preprocessing
 from workloads.errors import CodesignError, PlanError
+from workloads.lowering import lower
 from workloads.models import build
 
 EXAMPLE = (torch.zeros(2, 3, 8, 8),)
@@ -156,6 +157,91 @@ class TestLearning:
         pruner.plan().apply(pruner.finalize(), (torch.zeros(1, 3, 32, 32),))
 
 
+def settled(pruner: NetworkPruningNetwork, logits: torch.Tensor) -> torch.Tensor:
+    """What stays when the gates are fixed at these logits."""
+    pruner.logits, pruner.steps_done = logits, pruner.end - 1
+    pruner.step()
+    assert pruner.is_settled
+    return pruner.decision()
+
+
+def share(pruner: NetworkPruningNetwork, kept: torch.Tensor) -> float:
+    return float(pruner.cost.share(torch.cat([torch.ones(1), kept.float()]), pruner.weighting))
+
+
+class TestBudget:
+    """Of the 28 filters of the small network a unit of the stream takes two along, one of conv1 one."""
+
+    def test_one_cut_over_all_groups_by_hand(self):
+        """25 of 28: 0.1 and 0.2 are one filter each, 0.3 two more, one of which would have done."""
+        pruner = pruner_of(small_net(), budget=25 / 28)
+        (stream, _), (conv1, _) = pruner.groups["stem"], pruner.groups["conv1"]
+        logits = torch.linspace(1, 2, len(pruner.logits))
+        logits[conv1 + 3], logits[conv1 + 7], logits[stream + 2], logits[stream + 5] = 0.1, 0.2, 0.3, 0.4
+        kept = settled(pruner, logits)
+        assert set((~kept).nonzero().flatten().tolist()) == {conv1 + 3, conv1 + 7, stream + 2}
+        assert "3 gates follow the budget of 89.3% of the filters, not their sign" in str(pruner.plan())
+
+    @pytest.mark.parametrize("weighting", ["filters", "macs"])
+    @pytest.mark.parametrize(("seed", "shift"), [(0, 1.0), (1, 0.0), (2, 5.0), (3, -5.0)])
+    def test_the_cut_is_the_lowest_that_the_budget_allows(self, weighting, seed, shift):
+        options = {"budget": 0.4, "weighting": weighting, "floor": 0.3}
+        pruner = pruner_of(build("resnet20"), inputs=(torch.zeros(1, 3, 32, 32),), **options)
+        logits = torch.randn(len(pruner.logits), generator=torch.Generator().manual_seed(seed)) + shift
+        kept = settled(pruner, logits)
+        assert share(pruner, kept) <= 0.4
+        for units, least in pruner.floors:
+            assert int(kept[units].sum()) >= least
+        bound = torch.zeros_like(kept)  # units that a floor may have kept
+        for units, least in pruner.floors:
+            bound[units[kept[units]]] = int(kept[units].sum()) == least
+        cut = logits[~kept].max()
+        assert (logits[kept & ~bound] > cut).all()
+        assert share(pruner, kept | (logits == cut)) > 0.4
+
+    def test_equal_logits_go_from_the_last(self):
+        pruner = pruner_of(small_net(), budget=20 / 28, floor=0.5)
+        kept = settled(pruner, torch.ones(20))
+        gone = (~kept).nonzero().flatten()
+        assert share(pruner, kept) == pytest.approx(20 / 28)
+        assert all(torch.equal(mine, mine.sort(descending=True).values) for mine in (kept[:8].int(), kept[8:].int()))
+        assert int(gone.max()) == 19
+
+    def test_gates_that_fell_below_zero_together_stay_open_up_to_it(self):
+        """14 of 28: five open gates are six filters, the eight of largest logit among the others are the rest."""
+        pruner = pruner_of(small_net(), budget=0.5, floor=0.0)
+        stream, conv1 = pruner.groups["stem"][0], pruner.groups["conv1"][0]
+        logits = torch.full((20,), -1.0)
+        logits[conv1 : conv1 + 12] = -torch.linspace(0.1, 0.9, 12)
+        logits[[stream + 7, conv1, conv1 + 5, conv1 + 6, conv1 + 11]] = 1.0
+        kept = settled(pruner, logits)
+        assert set(kept.nonzero().flatten().tolist()) == {stream + 7, *range(conv1, conv1 + 12)}
+        assert "8 gates follow the budget of 50.0% of the filters" in str(pruner.plan())
+
+    def test_training_sees_no_fewer_than_it_allows(self):
+        pruner = pruner_of(small_net(), smoothing=0.0, budget=0.5)
+        logits = -torch.rand(4, 20, generator=torch.Generator().manual_seed(0))
+        pruner._open(pruner.learner, logits)
+        seen = pruner.gates.values[1:] > 0
+        assert 0.5 - 2 / 28 < share(pruner, seen) <= 0.5
+        assert torch.equal(seen, settled(pruner, logits.mean(0)))
+
+    def test_without_one_nothing_is_cut(self):
+        assert settled(pruner_of(small_net()), torch.ones(20)).all()
+
+    def test_it_is_kept_where_lambda_is_too_weak(self):
+        pruner = pruner_of(small_net(), 4, end=0.5, strength=1e-9, budget=0.5, weighting="macs")
+        Loop(pruner).run(batches(4))
+        small = pruner.plan().apply(pruner.finalize(), EXAMPLE)
+        assert 0.4 < lower(small, EXAMPLE).macs / lower(small_net(), EXAMPLE).macs <= 0.5
+
+    def test_floors_that_leave_more_are_refused_at_once(self):
+        with pytest.raises(
+            PlanError, match=r"budget 0\.2: the floor 0\.5 alone keeps 50\.0% of the filters; lower the"
+        ):
+            pruner_of(small_net(), budget=0.2, floor=0.5)
+
+
 class TestCost:
     @pytest.mark.parametrize("name", [name for name in NETWORKS if name != "Attention"])
     def test_macs_are_those_of_the_smaller_graph(self, name):
@@ -192,6 +278,28 @@ class TestPhases:
         assert same(masks.masks_of(pruner.model), found)
         assert not torch.equal(pruner.model.head.bias, before["head.bias"])
 
+    def test_an_optimizer_made_at_the_start_trains_the_target_after_it(self):
+        pruner, data = pruner_of(small_net().train(), 4, end=0.5), batches(4)
+        loop = Loop(pruner)
+        learning = [parameter for parameter in pruner.model.parameters() if parameter.requires_grad]
+        loop.optimizer = torch.optim.SGD(learning, 0.05, momentum=0.9, weight_decay=0.1)
+        before = [parameter.clone() for parameter in pruner.model.parameters()]
+        loop.run(data[:2])
+        assert all(map(torch.equal, before, pruner.model.parameters()))
+        assert not loop.optimizer.state
+        loop.run(data[2:])
+        assert not any(map(torch.equal, before, pruner.model.parameters()))
+
+    def test_the_pruner_network_learns_ever_less(self):
+        """Half a cosine over the four steps of its phase: 1, 0.854, 0.5, 0.146 of both rates."""
+        pruner = pruner_of(small_net().train(), 8, end=0.5, lr=0.2)
+        loop, learner, rates = Loop(pruner), pruner.learner, []
+        for batch in batches(4):
+            loop.run([batch])
+            rates.append([group["lr"] for group in learner.optimizer.param_groups])
+        wanted = torch.tensor([1, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5])
+        torch.testing.assert_close(torch.tensor(rates), wanted[:, None] * torch.tensor([0.2, 0.02]))
+
     def test_what_was_frozen_by_the_user_stays_so(self):
         model = small_net()
         model.head.bias.requires_grad_(False)
@@ -208,6 +316,14 @@ class TestPhases:
         baked = pruner.finalize()
         torch.testing.assert_close(baked.eval()(x), pruner.model.eval()(x))
         assert all(p.requires_grad for p in baked.parameters())
+
+    def test_a_trained_recurrent_network_finalizes_before_and_after_the_gates_are_fixed(self):
+        pruner = pruner_of(network("Recurrent").train(), 2, example(), end=0.5)
+        x = example(4)[0]
+        for _ in range(2):
+            pruner.model.train()(x).square().sum().backward()
+            pruner.step()
+            torch.testing.assert_close(pruner.finalize().eval()(x), pruner.model.eval()(x))
 
     def test_state_survives_weights_only_files(self, tmp_path):
         pruner = pruner_of(small_net().train(), 8, end=0.75)
