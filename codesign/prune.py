@@ -18,15 +18,16 @@ import yaml
 from accel_models import SimulationResult, Target, target
 from codesign.show import console
 from codesign.study import Study, write_json
-from codesign.subject import load_images
+from codesign.subject import load_images, load_split, objective_of
 from workloads.errors import ConfigError, PlanError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from pruning.evaluation import Pictures
     from pruning.methods import Pruner
     from pruning.shrink import Shrunk
-    from workloads.data import ImageData
+    from pruning.training import Objective
 
 
 DENSE = "dense"
@@ -42,7 +43,7 @@ class PruneConfig:
         targets: machines that price the network before and after.
         weights: of the network that is pruned: "pretrained", a file, or "scratch" for an untrained one.
         epochs, rate, batch_size, weight_decay: of `pruning.training.fit`.
-        distil: whether the dense network teaches; never if it is untrained.
+        distil: whether the dense network teaches; never if it is untrained or a detector.
     """
 
     model: str
@@ -78,7 +79,8 @@ class PruneOutcome:
     """What came of a run.
 
     Attributes:
-        dense_test, test: accuracy on the test images before and after, fractions; dense None for one untrained.
+        dense_test, test: accuracy on the test images before and after, fractions; dense None for one untrained. Of a
+            detector all accuracies are mean average precisions.
         heldout: accuracy on held-out training images after, a fraction.
         weights, nonzeros: single weights of all convolutions and linear layers of the dense network, and of those
             what is kept after, dead channels removed.
@@ -170,9 +172,8 @@ def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool
     Raises:
         CodesignError: bad names or options, missing data, an output folder that cannot be used.
     """
-    from pruning.evaluation import accuracy
     from pruning.methods import method as find_method
-    from pruning.training import fit
+    from pruning.training import Classification, fit
     from workloads.lowering import lower
     from workloads.models import build, example_input
     from workloads.models.weights import save_weights
@@ -185,7 +186,7 @@ def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool
         raise ConfigError("--epochs 0: a pruned network needs training, give at least one")
     is_trained = config.weights != "scratch"
     weights = Path(config.weights) if config.weights not in ("pretrained", "scratch") else None
-    images = load_images(config.model, config.data)
+    images, objective = load_images(config.model, config.data), objective_of(config.model)
     module = build(
         config.model, images["train"].num_classes, weights, config.seed, pretrained=config.weights == "pretrained"
     )
@@ -197,9 +198,10 @@ def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool
     net = copy.deepcopy(module) if pruner is None else pruner.model
     study = Study.create(out, asked, overwrite)
     fitted = fit(
-        net, images["train"], config.epochs, config.rate, heldout=images["heldout"], pruner=pruner,
-        teacher=module if config.distil and is_trained else None, batch_size=config.batch_size,
-        weight_decay=config.weight_decay, device=device, seed=config.seed, checkpoint=out / "training.pt",
+        net, images["train"], config.epochs, config.rate, heldout=images["heldout"], objective=objective, pruner=pruner,
+        teacher=module if config.distil and is_trained and isinstance(objective, Classification) else None,
+        batch_size=config.batch_size, weight_decay=config.weight_decay, device=device, seed=config.seed,
+        checkpoint=out / "training.pt",
     )  # fmt: skip
     shrunk = None if pruner is None else _shrunk(pruner.finalize(), example)
     sparse = net if shrunk is None else shrunk.model
@@ -207,17 +209,17 @@ def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool
         shrunk.plan.save(study.path("plan"))
     seconds = sum(epoch.seconds for epoch in fitted.history)
     save_weights(sparse, out / "model.safetensors")
-    batch = images["heldout"].tensor(slice(0, 32))
+    batch, _ = next(images["heldout"].batches(32))
     before, after = (lower(each, example, calibration=batch, name=config.model) for each in (module, sparse))
     outcome = PruneOutcome(
-        dense_test=accuracy(module, images["test"]) if is_trained else None,
-        test=accuracy(sparse, images["test"]),
-        heldout=accuracy(sparse, images["heldout"]),
+        dense_test=objective.evaluate(module, images["test"]).accuracy if is_trained else None,
+        test=objective.evaluate(sparse, images["test"]).accuracy,
+        heldout=objective.evaluate(sparse, images["heldout"]).accuracy,
         weights=_weights(module)[0],
         nonzeros=_weights(sparse)[1],
         seconds=round(seconds, 1),
         priced={name: (machine.simulate(before), machine.simulate(after)) for name, machine in machines.items()},
-        int8_test=_int8_accuracy(sparse, images) if any(map(_is_int8, machines.values())) else None,
+        int8_test=_int8_accuracy(sparse, images, objective) if any(map(_is_int8, machines.values())) else None,
         channels=0 if shrunk is None else shrunk.units,
         removed_channels=0 if shrunk is None else sum(shrunk.plan.removed.values()),
     )
@@ -226,9 +228,15 @@ def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool
 
 
 def _pruner(
-    cls: type[Pruner], config: PruneConfig, module: nn.Module, example: Any, images: Mapping[str, ImageData]
+    cls: type[Pruner], config: PruneConfig, module: nn.Module, example: Any, images: Mapping[str, Pictures]
 ) -> Pruner:
     """The method at the start of its training; needed and unknown options are said by name."""
+    from workloads.data import ImageData
+
+    if cls.NEEDS_DATA and not isinstance(images["heldout"], ImageData):
+        raise ConfigError(
+            f"--method {config.method}: measures on pictures with one label each, {config.data} has boxes"
+        )
     allowed = cls.options()
     steps = -(-len(images["train"]) // config.batch_size) * config.epochs
     options = cls.checked(config.options) | ({"data": images["heldout"]} if cls.NEEDS_DATA else {})
@@ -258,13 +266,12 @@ def _is_int8(machine: Target) -> bool:
     return machine.family.precisions == (8,)
 
 
-def _int8_accuracy(model: nn.Module, images: Mapping[str, ImageData]) -> float | None:
+def _int8_accuracy(model: nn.Module, images: Mapping[str, Pictures], objective: Objective) -> float | None:
     """On the test images; a network that cannot be quantised is no reason to lose its training: that is printed."""
-    from pruning.evaluation import accuracy
     from pruning.quantization import quantize
 
     try:
-        return accuracy(quantize(model, images["heldout"]), images["test"])
+        return objective.evaluate(quantize(model, images["heldout"]), images["test"]).accuracy
     except PlanError as error:
         console().print(f"accuracy in int8 is not measured: {error}")
         return None
@@ -284,16 +291,16 @@ def report(config: PruneConfig, outcome: PruneOutcome, folder: Path) -> list[Pat
     from reports.curves import roofline
     from reports.html import write_report
     from reports.records import Accuracies, ReportRecord
-    from workloads.data import load
 
     screen = console()
-    images = len(load(config.data, "test"))
+    images = len(load_split(config.model, config.data, "test"))
+    metric = objective_of(config.model).metric
     dense = "" if outcome.dense_test is None else f"dense {outcome.dense_test:.2%}, "
     screen.print(
-        f"test accuracy: {dense}pruned {outcome.test:.2%} on {images:,} images; "
+        f"test {metric}: {dense}pruned {outcome.test:.2%} on {images:,} images; "
         f"{outcome.nonzeros:,} of {outcome.weights:,} weights are left, {outcome.compression:.1f}x fewer"
     )
-    int8 = "" if outcome.int8_test is None else f"test accuracy in int8: {outcome.int8_test:.2%}"
+    int8 = "" if outcome.int8_test is None else f"test {metric} in int8: {outcome.int8_test:.2%}"
     if int8:
         screen.print(f"{int8} (post-training), on {', '.join(n for n in outcome.priced if _is_int8(target(n)))}")
     removed = f"{outcome.removed_channels:,} of {outcome.channels:,} channels removed" if outcome.channels else ""
@@ -306,6 +313,7 @@ def report(config: PruneConfig, outcome: PruneOutcome, folder: Path) -> list[Pat
         place.mkdir(exist_ok=True)
         machine = target(name)
         notes = [f"{config.method} over {config.epochs} epochs; {config.command(folder)}"]
+        notes += [f"accuracies are {metric}s, at an overlap of one half"] if metric != "accuracy" else []
         notes += (
             [f"{removed}, since nothing depended on them; plan.json names them"] if outcome.removed_channels else []
         )
