@@ -48,7 +48,7 @@ Changes = Annotated[
         help="Change a number of the machine, e.g. memories.0.bandwidth_bytes_per_cycle=4; clock_hz scales these too.",
     ),
 ]
-Data = Annotated[str, typer.Option(help="Data set: digits, mnist, cifar10.")]
+Data = Annotated[str, typer.Option(help="Data set: digits, mnist, cifar10; digits_detection for a detector.")]
 Epochs = Annotated[int, typer.Option(min=0, help="Training epochs.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Same seed, same result.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]

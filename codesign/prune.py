@@ -18,16 +18,17 @@ import yaml
 from accel_models import SimulationResult, Target, target
 from codesign.show import console
 from codesign.study import Study, write_json
-from codesign.subject import load_images
+from codesign.subject import load_images, load_split, objective_of
 from workloads.errors import ConfigError, PlanError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from pruning.adversarial import Robustness
+    from pruning.evaluation import Pictures
     from pruning.methods import Pruner
     from pruning.shrink import Shrunk
-    from workloads.data import ImageData
+    from pruning.training import Objective
 
 
 DENSE = "dense"
@@ -45,7 +46,7 @@ class PruneConfig:
         targets: machines that price the network before and after.
         weights: of the network that is pruned: "pretrained", a file, or "scratch" for an untrained one.
         epochs, rate, batch_size, weight_decay: of `pruning.training.fit`.
-        distil: whether the dense network teaches; never if it is untrained.
+        distil: whether the dense network teaches; never if it is untrained or a detector.
         attacked: so many test images are attacked with FGSM and PGD-10 (`pruning.adversarial`); 0 for none.
     """
 
@@ -89,7 +90,8 @@ class PruneOutcome:
     """What came of a run.
 
     Attributes:
-        dense_test, test: accuracy on the test images before and after, fractions; dense None for one untrained.
+        dense_test, test: accuracy on the test images before and after, fractions; dense None for one untrained. Of a
+            detector all accuracies are mean average precisions.
         heldout: accuracy on held-out training images after, a fraction.
         weights, nonzeros: single weights of all convolutions and linear layers of the dense network, and of those
             what is kept after, dead channels removed.
@@ -188,6 +190,7 @@ def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool
     """
     from pruning.methods import method as find_method
     from pruning.training import fit
+    from workloads.data import ImageData
     from workloads.models import example_input
     from workloads.models.weights import save_weights
 
@@ -198,18 +201,20 @@ def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool
         raise ConfigError(f"--attacked {config.attacked}: a number of images, 0 for none")
     if config.epochs < 1:
         raise ConfigError("--epochs 0: a pruned network needs training, give at least one")
-    images = load_images(config.model, config.data)
+    images, objective = load_images(config.model, config.data), objective_of(config.model)
     module, example = dense_network(config, images), example_input(config.model)
     asked = {"command": "prune", **asdict(config)}
     if (out / "result.json").exists() and not overwrite:  # before a method measures anything
         return PruneOutcome.from_dict(Study.create(out, asked).read("result")["result"])
+    if config.attacked and not isinstance(images["test"], ImageData):
+        raise ConfigError(f"--attacked: attacks are on pictures with one label each, {config.data} has boxes")
     pruner = None if cls is None else _pruner(cls, config, module, example, images, out)
     net = copy.deepcopy(module) if pruner is None else pruner.model
     study = Study.create(out, asked, overwrite)
     fitted = fit(
-        net, images["train"], config.epochs, config.rate, heldout=images["heldout"], pruner=pruner,
-        teacher=module if config.distil and config.is_trained else None, batch_size=config.batch_size,
-        weight_decay=config.weight_decay, device=device, seed=config.seed, checkpoint=out / "training.pt",
+        net, images["train"], config.epochs, config.rate, heldout=images["heldout"], objective=objective, pruner=pruner,
+        teacher=teacher(config, module), batch_size=config.batch_size, weight_decay=config.weight_decay,
+        device=device, seed=config.seed, checkpoint=out / "training.pt",
     )  # fmt: skip
     shrunk = None if pruner is None else _shrunk(pruner.finalize(), example)
     sparse = net if shrunk is None else shrunk.model
@@ -222,7 +227,7 @@ def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool
     return outcome
 
 
-def dense_network(config: PruneConfig, images: Mapping[str, ImageData]) -> nn.Module:
+def dense_network(config: PruneConfig, images: Mapping[str, Pictures]) -> nn.Module:
     """What a run starts from."""
     from workloads.models import build
 
@@ -232,11 +237,19 @@ def dense_network(config: PruneConfig, images: Mapping[str, ImageData]) -> nn.Mo
     )
 
 
+def teacher(config: PruneConfig, dense: nn.Module) -> nn.Module | None:
+    """Who teaches: the dense network, where that is wanted and it has something to say."""
+    from pruning.training import Classification
+
+    is_possible = config.is_trained and isinstance(objective_of(config.model), Classification)
+    return dense if config.distil and is_possible else None
+
+
 def measured(
     config: PruneConfig,
     dense: nn.Module,
     sparse: nn.Module,
-    images: Mapping[str, ImageData],
+    images: Mapping[str, Pictures],
     seconds: float,
     shrunk: Shrunk | None = None,
 ) -> PruneOutcome:
@@ -245,45 +258,53 @@ def measured(
     Args:
         shrunk: how `sparse` lost its dead channels, if it did.
     """
-    from pruning.evaluation import accuracy
     from workloads.lowering import lower
     from workloads.models import example_input
 
     machines = {name: target(name) for name in config.targets}
-    batch, example = images["heldout"].tensor(slice(0, 32)), example_input(config.model)
+    objective, example = objective_of(config.model), example_input(config.model)
+    batch, _ = next(images["heldout"].batches(32))
     before, after = (lower(each, example, calibration=batch, name=config.model) for each in (dense, sparse))
     return PruneOutcome(
-        dense_test=accuracy(dense, images["test"]) if config.is_trained else None,
-        test=accuracy(sparse, images["test"]),
-        heldout=accuracy(sparse, images["heldout"]),
+        dense_test=objective.evaluate(dense, images["test"]).accuracy if config.is_trained else None,
+        test=objective.evaluate(sparse, images["test"]).accuracy,
+        heldout=objective.evaluate(sparse, images["heldout"]).accuracy,
         weights=_weights(dense)[0],
         nonzeros=_weights(sparse)[1],
         seconds=round(seconds, 1),
         priced={name: (machine.simulate(before), machine.simulate(after)) for name, machine in machines.items()},
-        int8_test=_int8_accuracy(sparse, images) if any(map(_is_int8, machines.values())) else None,
+        int8_test=_int8_accuracy(sparse, images, objective) if any(map(_is_int8, machines.values())) else None,
         channels=0 if shrunk is None else shrunk.units,
         removed_channels=0 if shrunk is None else sum(shrunk.plan.removed.values()),
         robust=_robustness(config, dense, sparse, images["test"]),
     )
 
 
-def _robustness(config: PruneConfig, dense: nn.Module, sparse: nn.Module, test: ImageData) -> Mapping[str, Robustness]:
+def _robustness(config: PruneConfig, dense: nn.Module, sparse: nn.Module, test: Pictures) -> Mapping[str, Robustness]:
     """Of the network that was trained and the pruned one, where it is asked for."""
     from pruning.adversarial import robustness
+    from workloads.data import ImageData
 
     if not config.attacked:
         return {}
+    assert isinstance(test, ImageData)  # `run` refuses others
     models = ({"dense": dense} if config.is_trained else {}) | {"pruned": sparse}
     return robustness(models, test.take(config.attacked))
 
 
 def _pruner(
-    cls: type[Pruner], config: PruneConfig, module: nn.Module, example: Any, images: Mapping[str, ImageData], out: Path
+    cls: type[Pruner], config: PruneConfig, module: nn.Module, example: Any, images: Mapping[str, Pictures], out: Path
 ) -> Pruner:
     """The method at the start of its training; needed and unknown options are said by name.
 
     One that can leave a trail of networks leaves it below `out`.
     """
+    from workloads.data import ImageData
+
+    if cls.NEEDS_DATA and not isinstance(images["heldout"], ImageData):
+        raise ConfigError(
+            f"--method {config.method}: measures on pictures with one label each, {config.data} has boxes"
+        )
     allowed = cls.options()
     steps = -(-len(images["train"]) // config.batch_size) * config.epochs
     options = cls.checked(config.options) | ({"data": images["heldout"]} if cls.NEEDS_DATA else {})
@@ -315,13 +336,12 @@ def _is_int8(machine: Target) -> bool:
     return machine.family.precisions == (8,)
 
 
-def _int8_accuracy(model: nn.Module, images: Mapping[str, ImageData]) -> float | None:
+def _int8_accuracy(model: nn.Module, images: Mapping[str, Pictures], objective: Objective) -> float | None:
     """On the test images; a network that cannot be quantised is no reason to lose its training: that is printed."""
-    from pruning.evaluation import accuracy
     from pruning.quantization import quantize
 
     try:
-        return accuracy(quantize(model, images["heldout"]), images["test"])
+        return objective.evaluate(quantize(model, images["heldout"]), images["test"]).accuracy
     except PlanError as error:
         console().print(f"accuracy in int8 is not measured: {error}")
         return None
@@ -345,16 +365,16 @@ def report(config: PruneConfig, outcome: PruneOutcome, folder: Path, notes: Sequ
     from reports.curves import roofline
     from reports.html import write_report
     from reports.records import Accuracies, ReportRecord
-    from workloads.data import load
 
     screen = console()
-    images = len(load(config.data, "test"))
+    images = len(load_split(config.model, config.data, "test"))
+    metric = objective_of(config.model).metric
     dense = "" if outcome.dense_test is None else f"dense {outcome.dense_test:.2%}, "
     screen.print(
-        f"test accuracy: {dense}pruned {outcome.test:.2%} on {images:,} images; "
+        f"test {metric}: {dense}pruned {outcome.test:.2%} on {images:,} images; "
         f"{outcome.nonzeros:,} of {outcome.weights:,} weights are left, {outcome.compression:.1f}x fewer"
     )
-    int8 = "" if outcome.int8_test is None else f"test accuracy in int8: {outcome.int8_test:.2%}"
+    int8 = "" if outcome.int8_test is None else f"test {metric} in int8: {outcome.int8_test:.2%}"
     if int8:
         screen.print(f"{int8} (post-training), on {', '.join(n for n in outcome.priced if _is_int8(target(n)))}")
     removed = f"{outcome.removed_channels:,} of {outcome.channels:,} channels removed" if outcome.channels else ""
@@ -369,6 +389,8 @@ def report(config: PruneConfig, outcome: PruneOutcome, folder: Path, notes: Sequ
         place.mkdir(exist_ok=True)
         machine = target(name)
         said = [f"{config.method} over {config.epochs} epochs; {config.command(folder)}", *notes]
+        if metric != "accuracy":
+            said.append(f"accuracies are {metric}s, at an overlap of one half")
         if outcome.removed_channels:
             said.append(f"{removed}, since nothing depended on them; plan.json names them")
         if int8 and _is_int8(machine):

@@ -15,7 +15,8 @@ from workloads.graph import LayerGraph
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from workloads.data import ImageData
+    from pruning.evaluation import Pictures
+    from pruning.training import Objective
 
 MOST_NUMBERS = 2**28
 """Of an example input: a gigabyte."""
@@ -148,19 +149,40 @@ def _random_input(text: str) -> Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(0))
 
 
-def load_images(model: str, data: str) -> dict[str, ImageData]:
-    """Train, held-out and test images with the preprocessing of a zoo model.
+def load_images(model: str, data: str) -> dict[str, Pictures]:
+    """Train, held-out and test images of a data set for a zoo model; errors as `load_split`."""
+    return {split: load_split(model, data, split) for split in ("train", "heldout", "test")}
+
+
+def load_split(model: str, data: str, split: str) -> Pictures:
+    """Images of one split with the preprocessing of a zoo model, and what it must answer: labels, or boxes.
 
     Raises:
-        CodesignError: unknown names, missing data, or images of another shape than the model takes.
+        CodesignError: unknown names, missing data, or images that are not what the model takes.
     """
     from workloads.data import load
+    from workloads.data.detection import NAME, digits_detection
     from workloads.models import find
 
     entry = find(model)
-    images = {split: load(data, split, preprocessing=entry.preprocessing) for split in ("train", "heldout", "test")}
-    given = images["train"].images.shape[1:]
+    if (entry.task == "detection") != (data == NAME):
+        raise ConfigError(f"--data {data}: {model} is made for {entry.task}, {NAME} is the one data set of detection")
+    is_plain = entry.task == "classification"
+    images = load(data, split, preprocessing=entry.preprocessing) if is_plain else digits_detection(split)
+    given = images.images.shape[1:]
     if given != tuple(entry.input_shape):
         ours, needed = ("x".join(map(str, size)) for size in (given, entry.input_shape))
         raise ConfigError(f"--data {data}: its images are {ours}, {model} takes {needed}; choose other data or model")
     return images
+
+
+def objective_of(model: str) -> Objective:
+    """What a network of the zoo is trained and tested for. The file of a detector names its anchors, `GRIDS`."""
+    from pruning.detection import Detection, anchors
+    from pruning.training import Classification
+    from workloads.models import find
+
+    entry = find(model)
+    if entry.task == "classification":
+        return Classification()
+    return Detection(anchors(importlib.import_module(entry.module).GRIDS))

@@ -21,14 +21,14 @@ from codesign import prune
 from codesign.prune import PruneConfig, PruneOutcome
 from codesign.show import console
 from codesign.study import Study, write_json
-from codesign.subject import load_images
+from codesign.subject import load_images, objective_of
 from workloads.errors import ConfigError, PlanError, unknown_name
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from pruning.evaluation import Pictures
     from pruning.trail import Trail
-    from workloads.data import ImageData
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class TrailRun:
         self.trail: Trail = Trail(Path(self.config.options.get("trail") or folder / prune.TRAIL))
         if not self.trail.points:
             raise ConfigError(f"{folder}: {self.config.method} left no trail; learned_threshold does")
-        self.images: dict[str, ImageData] = dict(load_images(self.config.model, self.config.data))
+        self.images: dict[str, Pictures] = dict(load_images(self.config.model, self.config.data))
         self.dense = prune.dense_network(self.config, self.images)
 
     def rows(self) -> list[TrailRow]:
@@ -166,7 +166,7 @@ class TrailRun:
         if epochs:
             fitted = fit(
                 net, self.images["train"], epochs, rate, heldout=self.images["heldout"],
-                teacher=self.dense if self.config.distil and self.config.is_trained else None,
+                objective=objective_of(self.config.model), teacher=prune.teacher(self.config, self.dense),
                 batch_size=self.config.batch_size, weight_decay=self.config.weight_decay, device=device,
                 seed=self.config.seed, checkpoint=out / "training.pt",
             )  # fmt: skip
@@ -185,16 +185,16 @@ class TrailRun:
         return net
 
     def _row(self, step: int, density: float, net: nn.Module) -> TrailRow:
-        from pruning.evaluation import accuracy
         from workloads.lowering import lower
         from workloads.models import example_input
 
-        batch = self.images["heldout"].tensor(slice(0, 32))
+        batch, _ = next(self.images["heldout"].batches(32))
         graph = lower(net, example_input(self.config.model), calibration=batch, name=self.config.model)
         found = {name: target(name).simulate(graph) for name in self.config.targets}
         latency = {name: price.latency_s for name, price in found.items()}
         energy = {name: price.energy_j for name, price in found.items()}
-        return TrailRow(step, density, accuracy(net, self.images["heldout"]), latency, energy)
+        score = objective_of(self.config.model).evaluate(net, self.images["heldout"])
+        return TrailRow(step, density, score.accuracy, latency, energy)
 
 
 def run(

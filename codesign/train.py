@@ -5,21 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from codesign.show import console
-from codesign.subject import load_images
+from codesign.subject import load_images, objective_of
 from workloads.errors import ConfigError
 
 
 def train_model(
     name: str, data: str, out: Path, *, epochs: int, rate: float, weights: Path | None, seed: int, device: str
 ) -> None:
-    """Train, keep the epoch that is best on held-out images, write the weights, print the test accuracy.
+    """Train, keep the epoch that is best on held-out images, write the weights, print what it reaches on test images.
 
     A checkpoint beside `out` lets an interrupted run resume.
 
     Raises:
         CodesignError: bad names or options, missing data, an output that cannot be written.
     """
-    from pruning.evaluation import accuracy
     from pruning.training import fit
     from workloads.models import build
     from workloads.models.weights import save_weights
@@ -30,16 +29,16 @@ def train_model(
         raise ConfigError(f"--out {out}: the folder {out.parent} does not exist")
     if epochs < 1:
         raise ConfigError("--epochs 0: training needs at least one")
-    images = load_images(name, data)
+    images, objective = load_images(name, data), objective_of(name)
     model = build(name, num_classes=images["train"].num_classes, weights=weights, seed=seed)
     checkpoint = out.with_suffix(".training.pt")
     result = fit(
-        model, images["train"], epochs, rate, heldout=images["heldout"], device=device, seed=seed, checkpoint=checkpoint
-    )
+        model, images["train"], epochs, rate, heldout=images["heldout"], objective=objective, device=device, seed=seed,
+        checkpoint=checkpoint,
+    )  # fmt: skip
     save_weights(model, out)
     checkpoint.unlink(missing_ok=True)
     screen = console()
     screen.print(str(result))
-    screen.print(
-        f"test accuracy {accuracy(model, images['test']):.2%} on {len(images['test']):,} images; weights: {out}"
-    )
+    reached = objective.evaluate(model, images["test"]).accuracy
+    screen.print(f"test {objective.metric} {reached:.2%} on {len(images['test']):,} images; weights: {out}")

@@ -7,6 +7,7 @@ Boxes are corners x0, y0, x1, y1 as fractions of the picture; anchors are centre
     places = anchors(GRIDS)
     loss = multibox_loss(model(x), targets, places)
     mean_average_precision(detect(model(x), places), targets)
+    fit(model, train, epochs=10, lr=0.05, heldout=heldout, objective=Detection(places))
 
 Source: Liu et al., "SSD: Single Shot MultiBox Detector", ECCV 2016, section 2.2.
 """
@@ -15,17 +16,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruning.evaluation import evaluating
+from pruning.devices import autocast, pick_device, pick_precision
+from pruning.evaluation import Score, evaluating
 from workloads.data.detection import DetectionData
 
 VARIANCES = (0.1, 0.1, 0.2, 0.2)  # units of offsets, as the authors' code has them
 MATCH_IOU = 0.5
+BATCH = 200  # pictures at once while a detector is measured
 Answer = tuple[Tensor, Tensor]
 
 
@@ -185,11 +189,41 @@ def _average_precision(found: Sequence[Detections], truth: np.ndarray, label: in
     return float((beyond * hits).sum() / (truth[..., 0] == label).sum())
 
 
-def evaluate_detector(model: nn.Module, data: DetectionData, places: Tensor, batch_size: int = 200) -> float:
-    """Mean average precision at IoU 0.5 in eval mode and float32; the model's mode comes back as it was."""
-    device = next(model.parameters()).device
-    found: list[Detections] = []
-    with torch.inference_mode(), evaluating(model):
-        for x, _ in data.batches(batch_size):
-            found += detect(model(x.to(device)), places.to(device))
-    return mean_average_precision(found, torch.tensor(data.targets))
+@dataclass(frozen=True, eq=False)
+class Detection:
+    """Detection as an objective of `pruning.training.fit`: the multibox loss, and mean average precision at IoU 0.5.
+
+    Attributes:
+        places: the anchors of the model that is trained, float32 (a, 4).
+    """
+
+    places: Tensor
+    metric: ClassVar[str] = "mean average precision"
+
+    def loss(self, outputs: Answer, targets: Tensor) -> Tensor:
+        return multibox_loss(outputs, targets, self.places.to(targets.device))
+
+    def right(self, outputs: Answer, targets: Tensor) -> None:
+        """Not counted: a detection is right or wrong among all others of its class, not by itself."""
+
+    def evaluate(
+        self, model: nn.Module, data: DetectionData, *, device: str = "auto", precision: str = "fp32"
+    ) -> Score:
+        """Mean loss of the batches and mean average precision, in eval mode; the model comes back as it was."""
+        where = pick_device(device)
+        chosen = pick_precision(precision, where)
+        home = next(model.parameters()).device
+        found: list[Detections] = []
+        loss = 0.0
+        with torch.inference_mode(), evaluating(model):
+            model.to(where)
+            try:
+                for x, y in data.batches(BATCH):
+                    with autocast(where, chosen):
+                        answer = model(x.to(where, memory_format=torch.channels_last))
+                    loss += float(self.loss(answer, y.to(where))) * len(y)
+                    found += detect(answer, self.places.to(where))
+            finally:
+                model.to(home)
+        precision_at_half = mean_average_precision(found, torch.tensor(data.targets))
+        return Score(loss / len(data), precision_at_half, len(data), data.split, chosen)

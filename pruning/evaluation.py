@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from pruning.devices import autocast, pick_device, pick_precision
 from workloads.data import ImageData
+from workloads.data.detection import DetectionData
 from workloads.errors import ConfigError
 
 Batch = tuple[Tensor, Tensor]
-Labelled = ImageData | Sequence[Batch]
+Pictures = ImageData | DetectionData
+Labelled = Pictures | Sequence[Batch]
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Score:
     """What a network reaches.
 
     Attributes:
-        loss: mean cross entropy, in nats. accuracy: fraction of right answers, 0 .. 1.
+        loss: mean cross entropy, in nats; of a detector its own loss. accuracy: fraction of right answers, 0 .. 1; of
+            a detector mean average precision.
         images: how many were looked at. split: of which split. precision: in which it was measured.
     """
 
@@ -100,7 +103,7 @@ def labelled_batches(data: Labelled, batch_size: int, limit: int | None = None) 
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"{limit} images to measure on, must be at least 1")
-    if isinstance(data, ImageData):
+    if isinstance(data, Pictures):
         if data.split == "test":
             raise ConfigError(
                 "data of split 'test' would choose by it; a method needs pictures of split 'heldout' or 'train'"
@@ -127,7 +130,7 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 @torch.no_grad()
 def recalibrate(
     model: nn.Module,
-    data: ImageData,
+    data: Pictures,
     limit: int = 2000,
     batch_size: int = 250,
     precision: str = "auto",

@@ -3,7 +3,7 @@
 `fit` is a convenience on top of a pruner's three calls; nothing in the toolkit needs it. What it is tuned for is
 fine-tuning a pruned network for a few epochs on a CPU: bf16 where the machine multiplies it faster, channels last,
 pictures augmented as whole batches, and distillation from the dense network, whose forward pass costs a third of a
-training step.
+training step. It classifies unless it is given another objective, such as `pruning.detection.Detection`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pruning import checkpoint as checkpoints
 from pruning import masks
 from pruning.devices import autocast, pick_device, pick_precision, place
-from pruning.evaluation import accuracy, cross_entropy, evaluate, evaluate_loss
+from pruning.evaluation import Pictures, Score, accuracy, cross_entropy, evaluate, evaluate_loss
 from pruning.progress import shown
 from pruning.schedule import CosineSchedule
 from workloads.data import ImageData
@@ -32,7 +32,46 @@ from workloads.errors import ConfigError, PlanError
 if TYPE_CHECKING:
     from pruning.methods.base import Pruner
 
-__all__ = ["Distillation", "Epoch", "FitResult", "accuracy", "evaluate", "evaluate_loss", "fit"]
+__all__ = [
+    "Classification", "Distillation", "Epoch", "FitResult", "Objective", "accuracy", "evaluate", "evaluate_loss", "fit",
+]  # fmt: skip
+
+
+class Objective(Protocol):
+    """What is learnt from outputs and targets, and by what an epoch is chosen.
+
+    Attributes:
+        metric: what `Score.accuracy` is, in words.
+    """
+
+    @property
+    def metric(self) -> str: ...
+
+    def loss(self, outputs: Any, targets: Tensor) -> Tensor:
+        """A scalar, the mean over a batch, in float32."""
+
+    def right(self, outputs: Any, targets: Tensor) -> Tensor | None:
+        """How many answers of a batch are right; None where that is not counted."""
+
+    def evaluate(self, model: nn.Module, data: Any, *, device: str = "auto", precision: str = "fp32") -> Score:
+        """Loss and accuracy, or what stands for it, over a split; the model comes back as it was."""
+
+
+@dataclass(frozen=True)
+class Classification:
+    """One label a picture: cross entropy, and the share of right answers."""
+
+    label_smoothing: float = 0.0
+    metric: ClassVar[str] = "accuracy"
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return cross_entropy(outputs, targets, self.label_smoothing)
+
+    def right(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs.argmax(1) == targets).sum()
+
+    def evaluate(self, model: nn.Module, data: ImageData, *, device: str = "auto", precision: str = "fp32") -> Score:
+        return evaluate(model, data, device=device, precision=precision)
 
 
 @dataclass(frozen=True)
@@ -41,13 +80,14 @@ class Epoch:
 
     Attributes:
         epoch: 1 for the first. learning_rate: of its last step. seconds: of training, evaluation excluded.
+        accuracy: None where the objective does not count right answers.
         heldout_loss, heldout_accuracy: None where no held-out pictures were given.
     """
 
     epoch: int
     learning_rate: float
     loss: float
-    accuracy: float
+    accuracy: float | None
     heldout_loss: float | None
     heldout_accuracy: float | None
     seconds: float
@@ -82,7 +122,8 @@ class FitResult:
         for entry in self.history:
             held = "" if entry.heldout_accuracy is None else f"  held out {entry.heldout_accuracy:.2%}"
             mark = "*" if entry.epoch == self.chosen_epoch else " "
-            lines.append(f"{mark}{entry.epoch:3d}  loss {entry.loss:.4f}  train {entry.accuracy:.2%}{held}")
+            train = "" if entry.accuracy is None else f"  train {entry.accuracy:.2%}"
+            lines.append(f"{mark}{entry.epoch:3d}  loss {entry.loss:.4f}{train}{held}")
         return "\n".join(lines)
 
 
@@ -144,11 +185,12 @@ class _Settings:
 
 def fit(
     model: nn.Module,
-    data: ImageData,
+    data: Pictures,
     epochs: int,
     lr: float = 0.02,
     *,
-    heldout: ImageData | None = None,
+    heldout: Pictures | None = None,
+    objective: Objective | None = None,
     pruner: Pruner | None = None,
     teacher: nn.Module | None = None,
     distillation: Distillation | None = None,
@@ -173,6 +215,7 @@ def fit(
             fine-tuning 0.01 to 0.02, for training from scratch 0.1.
         heldout: measured after every epoch; the epoch of best accuracy is kept (the later of equals), with a pruner
             the best of those at whose end it had settled what is removed. Without it, the last epoch is kept.
+        objective: classification by default, with `label_smoothing`. Only classification can have a teacher.
         pruner: its `loss` is added, its `step` is called after every optimizer step.
         teacher: usually the dense network; its answers are learnt too. Not modified.
         precision: "auto" is bf16 where the machine multiplies it faster; weights stay float32.
@@ -181,7 +224,8 @@ def fit(
             ends as if it had not stopped. An interrupt loses the running epoch, never the file.
 
     Raises:
-        ConfigError: an option out of range, a checkpoint of other options, or a loss that is not finite.
+        ConfigError: an option out of range or without effect, a checkpoint of other options, or a loss that is not
+            finite.
         DataError: the checkpoint is damaged or its folder cannot be written to.
     """
     where = pick_device(device)
@@ -192,7 +236,12 @@ def fit(
     )  # fmt: skip
     if pruner is not None and pruner.model is not model:
         raise ConfigError("fit with a pruner trains the pruner's own copy; call fit(pruner.model, ..., pruner=pruner)")
-    run = _Run(model, settings, where, pruner, teacher, distillation)
+    if objective is not None and label_smoothing:
+        raise ConfigError("label_smoothing belongs to the default objective; give Classification(label_smoothing=...)")
+    goal = objective or Classification(label_smoothing)
+    if teacher is not None and not isinstance(goal, Classification):
+        raise ConfigError("a teacher's answers are learnt in classification only; leave the teacher out")
+    run = _Run(model, settings, where, goal, pruner, teacher, distillation)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         torch.manual_seed(seed)
         if checkpoint is not None and checkpoint.exists():
@@ -212,11 +261,12 @@ class _Run:
         model: nn.Module,
         settings: _Settings,
         device: torch.device,
+        objective: Objective,
         pruner: Pruner | None,
         teacher: nn.Module | None,
         distillation: Distillation,
     ) -> None:
-        self.model, self.settings, self.device, self.pruner = model, settings, device, pruner
+        self.model, self.settings, self.device, self.objective, self.pruner = model, settings, device, objective, pruner
         self.home = next(model.parameters()).device
         place(model, device)
         self.teacher = copy.deepcopy(teacher).eval() if teacher is not None else None
@@ -238,49 +288,51 @@ class _Run:
 
     # ---- one epoch ---------------------------------------------------------------------------------------------------
 
-    def epoch(self, data: ImageData, heldout: ImageData | None, progress: bool) -> None:
+    def epoch(self, data: Pictures, heldout: Pictures | None, progress: bool) -> None:
         """Train once over the data, measure, remember."""
         started = time.perf_counter()
         self.model.train()
         loss = torch.zeros((), device=self.device)
-        right = torch.zeros((), device=self.device)
+        right: Tensor | None = torch.zeros((), device=self.device)
         done = len(self.history)
         batches = data.batches(self.settings.batch_size, self.generator, self.settings.augment)
         title = f"epoch {done + 1}/{self.settings.epochs}{self._so_far()}"
         for number, (x, y) in enumerate(shown(batches, title, self.settings.steps_per_epoch, progress)):
             rate = self._set_rate(done * self.settings.steps_per_epoch + number)
             x, y = x.to(self.device, memory_format=torch.channels_last), y.to(self.device)
-            logits, batch_loss = self._step(x, y)
+            batch_loss, hits = self._step(x, y)
             loss += batch_loss * len(y)
-            right += (logits.argmax(1) == y).sum()
+            right = None if right is None or hits is None else right + hits
         seconds = time.perf_counter() - started
         mean = float(loss) / len(data)
         if not math.isfinite(mean):
             raise ConfigError(f"the training loss is {mean} in epoch {done + 1}; lower lr (now {self.settings.lr})")
-        score = None if heldout is None else evaluate(
+        score = None if heldout is None else self.objective.evaluate(
             self.model, heldout, device=str(self.device), precision=self.settings.precision
         )  # fmt: skip
         held_loss, held_accuracy = (None, None) if score is None else (score.loss, score.accuracy)
-        self.history.append(Epoch(done + 1, rate, mean, float(right) / len(data), held_loss, held_accuracy, seconds))
+        share = None if right is None else float(right) / len(data)
+        self.history.append(Epoch(done + 1, rate, mean, share, held_loss, held_accuracy, seconds))
         self._remember()
 
-    def _step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """One optimizer step; the logits and the loss without the pruner's part, both detached."""
+    def _step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        """One optimizer step; the loss without the pruner's part, detached, and how many answers were right."""
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.device, self.settings.precision):
-            logits = self.model(x)
-        loss = cross_entropy(logits, y, self.settings.label_smoothing)
+            outputs = self.model(x)
+        loss = self.objective.loss(outputs, y)
         if self.teacher is not None:
             with torch.no_grad(), autocast(self.device, self.settings.precision):
                 answers = self.teacher(x)
             weight = self.distillation.weight
-            loss = (1 - weight) * loss + weight * self.distillation.loss(logits, answers)
+            loss = (1 - weight) * loss + weight * self.distillation.loss(outputs, answers)
         whole = loss if self.pruner is None else loss + self.pruner.loss()
         whole.backward()
         self.optimizer.step()
         if self.pruner is not None:
             self.pruner.step()
-        return logits.detach(), loss.detach()
+        with torch.no_grad():
+            return loss.detach(), self.objective.right(outputs, y)
 
     def _so_far(self) -> str:
         """The last epoch in a few words, for the progress bar."""

@@ -15,6 +15,7 @@ from accel_models import target
 from codesign import prune
 from codesign.cli import app
 from codesign.prune import PruneConfig, PruneOutcome, parse_options
+from codesign.subject import load_split, objective_of
 from pruning import shrink, training
 from pruning.evaluation import accuracy
 from pruning.layers import WEIGHTED
@@ -22,8 +23,9 @@ from pruning.methods import Pruner, methods
 from pruning.plan import PruningPlan
 from pruning.quantization import quantize
 from pruning.shrink import Shrunk
+from pruning.training import Classification
 from tests.pruning.cutting import parameters
-from workloads.data import load
+from workloads.data import detection, load
 from workloads.errors import ConfigError, PlanError
 from workloads.lowering import lower
 from workloads.models import build, example_input
@@ -133,7 +135,7 @@ def test_int8_accuracy_is_of_the_quantised_network_and_survives_json(folder: Pat
 def test_a_network_that_cannot_be_quantised_keeps_its_result(capsys) -> None:  # type: ignore[no-untyped-def]
     images = {split: load("digits", split) for split in ("heldout", "test")}
     recurrent = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LSTM(64, 10))
-    assert prune._int8_accuracy(recurrent, images) is None
+    assert prune._int8_accuracy(recurrent, images, Classification()) is None
     assert "not measured" in capsys.readouterr().out
 
 
@@ -156,6 +158,39 @@ def test_a_finished_run_is_read_again_and_an_interrupted_one_ends_the_same(folde
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
     monkeypatch.setattr(training, "fit", None)  # nothing is trained again
     assert prune.run(CONFIG, tmp_path / "run").test == found.test
+
+
+@pytest.mark.data("MNIST")
+def test_a_detector_is_pruned_tested_and_priced_like_any_network(monkeypatch, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(detection, "PICTURES", {"train": 240, "heldout": 16, "test": 48})
+    config = PruneConfig(
+        "ssd_digits", "digits_detection", "network_pruning_network", {"strength": 20, "lr": 0.1, "end": 0.3},
+        ("ideal", "ethos_u55_256"), "scratch", epochs=5, rate=0.05, batch_size=8,
+    )  # fmt: skip
+    found = prune.run(config, tmp_path / "run")
+    plan = PruningPlan.load(tmp_path / "run" / "plan.json")
+    small = plan.apply(build("ssd_digits"), (example_input("ssd_digits"),))
+    load_weights(small, tmp_path / "run" / "model.safetensors")
+    goal, images = objective_of("ssd_digits"), load_split("ssd_digits", "digits_detection", "test")
+    assert found.test == goal.evaluate(small.eval(), images).accuracy > 0.05
+    assert found.int8_test == pytest.approx(found.test, abs=0.05)
+    dense, pruned = found.priced["ideal"]
+    assert pruned.macs == lower(small, example_input("ssd_digits")).macs < 0.9 * dense.macs
+
+
+def test_a_detector_and_its_data_belong_together(tmp_path: Path) -> None:
+    given = [("ssd_digits", "mnist"), ("lenet5", "digits_detection")]
+    for model, data in given:
+        with pytest.raises(ConfigError, match=f"--data {data}: {model} is made for .*, digits_detection is the one"):
+            prune.run(dataclasses.replace(CONFIG, model=model, data=data), tmp_path / "run")
+
+
+@pytest.mark.data("MNIST")
+def test_a_method_that_needs_labels_is_refused_for_a_detector(monkeypatch, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(detection, "PICTURES", {"train": 8, "heldout": 8, "test": 8})
+    config = PruneConfig("ssd_digits", "digits_detection", "taylor_filter", {"macs": 0.5}, weights="scratch")
+    with pytest.raises(ConfigError, match="taylor_filter: measures on pictures with one label each"):
+        prune.run(config, tmp_path / "run")
 
 
 def test_the_command_line_makes_the_same_configuration(monkeypatch, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from pruning.detection import (
+    Detection,
     Detections,
     anchors,
     corners,
     decode,
     detect,
     encode,
-    evaluate_detector,
     iou,
     match,
     mean_average_precision,
@@ -22,8 +23,9 @@ from pruning.detection import (
     suppress,
 )
 from pruning.methods.network_pruning_network import NetworkPruningNetwork
+from pruning.training import fit
 from workloads.data import ImageData, Preprocessing
-from workloads.data.detection import MOST, SIDE, compose, cut_out, digits_detection
+from workloads.data.detection import MOST, SIDE, DetectionData, compose, cut_out, digits_detection
 from workloads.errors import ConfigError
 from workloads.lowering import lower
 from workloads.models import build, example_input
@@ -179,6 +181,75 @@ class TestData:
             digits_detection("heldout", 2001)
 
 
+class Prepared(nn.Module):
+    """Answers of two pictures, whatever they show: the first is found exactly, the second not at all."""
+
+    def __init__(self, targets: torch.Tensor):
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+        labels, boxes = match(targets, QUARTERS)
+        self.offsets = encode(boxes, QUARTERS)
+        self.logits = 20.0 * F.one_hot(labels * torch.tensor([[1], [0]]), 3)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        assert not self.training
+        return self.offsets, self.logits
+
+
+class TestObjective:
+    def test_evaluation_by_hand(self):
+        """Of two boxes of one class one is found; loss: its anchor that says background, and three sure of it."""
+        targets = torch.cat([target((1, 0, 0, 0.5, 0.5)), target((1, 0.5, 0.5, 1, 1))])
+        data = DetectionData(
+            "test", np.zeros((2, 1, 8, 8), np.uint8), targets.numpy(), Preprocessing((0.0,), (1.0,)), 2
+        )
+        model = Prepared(targets)
+        score = Detection(QUARTERS).evaluate(model, data, device="cpu")
+        assert score.accuracy == pytest.approx(0.5)
+        assert score.loss == pytest.approx((0 + 20) / 2, abs=1e-4)  # over the batch's two matched anchors
+        assert (score.images, score.split) == (2, "test")
+        assert model.training
+
+    def test_fit_trains_it_and_keeps_the_epoch_of_best_precision(self):
+        data, goal = compose(digits(), 96, 0), Detection(anchors(GRIDS))
+        model = build("ssd_digits")
+        found = fit(model, data, 3, 0.05, heldout=data.take(32), objective=goal, batch_size=16, progress=False)
+        assert found.history[-1].loss < found.history[0].loss / 2
+        assert found.history[-1].accuracy is None
+        assert found.heldout_accuracy == max(entry.heldout_accuracy for entry in found.history)
+
+    @pytest.mark.parametrize("last", [3, 6])
+    def test_a_stopped_run_goes_on_to_the_same_network(self, last, tmp_path, monkeypatch):
+        """Two steps an epoch, gates are fixed after the third: it goes on from before that, or from after."""
+        data, goal = compose(digits(), 32, 0), Detection(anchors(GRIDS))
+
+        def trained(file: str) -> nn.Module:
+            pruner = NetworkPruningNetwork(
+                build("ssd_digits"), (example_input("ssd_digits"),), 6, end=0.5, strength=50.0, lr=0.2, smoothing=0.0
+            )
+            fit(
+                pruner.model, data, 3, 0.05, pruner=pruner, objective=goal, batch_size=16, progress=False,
+                checkpoint=tmp_path / file,
+            )  # fmt: skip
+            return pruner.finalize()
+
+        real = NetworkPruningNetwork.after_step
+
+        def stop(pruner: NetworkPruningNetwork) -> None:
+            real(pruner)
+            if pruner.steps_done == last:
+                raise KeyboardInterrupt
+
+        whole = trained("whole")
+        with monkeypatch.context() as patch:
+            patch.setattr(NetworkPruningNetwork, "after_step", stop)
+            with pytest.raises(KeyboardInterrupt):
+                trained("stopped")
+        again = trained("stopped")
+        for name, tensor in whole.state_dict().items():
+            assert torch.equal(again.state_dict()[name], tensor), name
+
+
 class TestDetector:
     def test_anchors_fit_its_answers_and_it_is_priced(self):
         model = build("ssd_digits")
@@ -219,4 +290,4 @@ class TestDetector:
         small = pruner.plan().apply(baked, inputs)
         assert lower(small, inputs).macs < 0.9 * lower(baked, inputs).macs
         torch.testing.assert_close(small(inputs[0]), baked(inputs[0]), atol=1e-4, rtol=1e-4)
-        assert 0 <= evaluate_detector(small, data, places) <= 1
+        assert 0 <= Detection(places).evaluate(small, data, device="cpu").accuracy <= 1

@@ -11,7 +11,7 @@ from pruning import evaluation, masks, training
 from pruning.devices import has_fast_bf16, pick_device, pick_precision
 from pruning.evaluation import accuracy, evaluate, labelled_batches, recalibrate
 from pruning.methods.magnitude import GradualMagnitude
-from pruning.training import Distillation, fit
+from pruning.training import Classification, Distillation, fit
 from workloads import data
 from workloads.errors import CodesignError, ConfigError, DataError
 from workloads.models import build, example_input, find
@@ -110,6 +110,53 @@ class TestLearning:
         pruner = GradualMagnitude(build("digits_cnn"), (example_input("digits_cnn"),), 16, density=0.5, end=0.5)
         assert quick(pruner.model, train, epochs=4, heldout=heldout, pruner=pruner).chosen_epoch == 3
         assert masks.density(masks.masks_of(pruner.finalize()).values()) == pytest.approx(0.5, abs=0.01)
+
+
+class Small:
+    """Another objective: the square of the answers falls, and an epoch is better the smaller they are."""
+
+    metric = "smallness"
+
+    def loss(self, outputs, targets):
+        return outputs.float().square().mean()
+
+    def right(self, outputs, targets):
+        return None
+
+    def evaluate(self, model, data, *, device="auto", precision="fp32"):
+        loss = self.loss(model(data.tensor(slice(0, 50))), None).item()
+        return evaluation.Score(loss, 1 / (1 + loss), 50, data.split, precision)
+
+
+class TestObjective:
+    def test_another_objective_is_trained_and_chosen_by(self, train, heldout):
+        model = build("digits_cnn")
+        result = quick(model, train, heldout=heldout, objective=Small(), epochs=3, lr=0.01)
+        first, *_, last = result.history
+        assert last.loss < first.loss / 2
+        assert last.accuracy is None
+        chosen = result.history[result.chosen_epoch - 1]
+        assert chosen.heldout_loss == min(entry.heldout_loss for entry in result.history)
+        assert "train" not in str(result)
+
+    def test_classification_is_the_default(self, train):
+        models = [build("digits_cnn") for _ in range(3)]
+        quick(models[0], train, label_smoothing=0.2)
+        quick(models[1], train, objective=Classification(label_smoothing=0.2))
+        quick(models[2], train, objective=Classification())
+        assert same(models[0], models[1])
+        assert not same(models[0], models[2])
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"label_smoothing": 0.1}, r"give Classification\(label_smoothing=...\)"),
+            ({"teacher": build("digits_cnn")}, "classification only; leave the teacher out"),
+        ],
+    )
+    def test_what_belongs_to_another_objective_is_refused(self, train, options, message):
+        with pytest.raises(ConfigError, match=message):
+            quick(build("digits_cnn"), train, objective=Small(), **options)
 
 
 class TestRepeatable:

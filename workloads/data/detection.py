@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+NAME = "digits_detection"
 SIDE, MOST, TRIES = 64, 4, 20
 PICTURES = {"train": 20_000, "heldout": 2_000, "test": 4_000}
 SEEDS = {"train": 0, "heldout": 1, "test": 2}
@@ -32,7 +33,7 @@ class DetectionData:
     """Pictures with boxes, ready to be fed.
 
     Attributes:
-        split: of MNIST that the digits come from.
+        split: of MNIST that the digits come from. num_classes: of digits.
         images: uint8, (n, 1, 64, 64), read-only.
         targets: float32, (n, MOST, 5), read-only: label, then x0, y0, x1, y1 as fractions of the picture; rows
             without a digit have label -1.
@@ -43,6 +44,7 @@ class DetectionData:
     images: np.ndarray
     targets: np.ndarray
     preprocessing: Preprocessing
+    num_classes: int
 
     def __len__(self) -> int:
         return len(self.images)
@@ -53,8 +55,14 @@ class DetectionData:
             raise ConfigError(f"{count} pictures asked of {self.split}, which has 1 to {len(self)}")
         return dataclasses.replace(self, images=self.images[:count], targets=self.targets[:count])
 
-    def batches(self, batch_size: int, generator: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every picture once: (float32 (b, 1, 64, 64), targets float32 (b, MOST, 5)); shuffled with a generator."""
+    def batches(
+        self, batch_size: int, generator: torch.Generator | None = None, augment: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every picture once: (float32 (b, 1, 64, 64), targets float32 (b, MOST, 5)); shuffled with a generator.
+
+        Args:
+            augment: as `ImageData.batches` has it; changes nothing, since scenes are random compositions already.
+        """
         import torch
 
         if batch_size < 1:
@@ -88,7 +96,7 @@ def compose(digits: ImageData, count: int, seed: int) -> DetectionData:
         _fill(images[number, 0], targets[number], digits, rng)
     for array in (images, targets):
         array.flags.writeable = False
-    return DetectionData(digits.split, images, targets, digits.preprocessing)
+    return DetectionData(digits.split, images, targets, digits.preprocessing, digits.num_classes)
 
 
 def _fill(canvas: np.ndarray, rows: np.ndarray, digits: ImageData, rng: np.random.RandomState) -> None:

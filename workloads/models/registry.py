@@ -40,7 +40,8 @@ class ModelEntry:
         preprocessing: what its input needs; None where that is the data set's own normalisation.
         weights: file of pretrained weights below `weights/` of the data folder; "" where none are known.
         options: further arguments of the file's `create`.
-        task: "classification", or "detection" for a model that answers boxes and logits (`pruning.detection`).
+        task: "classification", or "detection" for a model that answers boxes and logits (`pruning.detection`) and
+            whose file names its anchors, `GRIDS`.
     """
 
     name: str

@@ -61,7 +61,7 @@ class SSDDigits(nn.Module):
 
 def _by_anchor(x: Tensor, numbers: int) -> Tensor:
     """(n, anchors a cell x numbers, h, w) -> (n, h x w x anchors a cell, numbers)."""
-    return x.permute(0, 2, 3, 1).reshape(len(x), -1, numbers)
+    return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, numbers)
 
 
 def create(num_classes: int) -> SSDDigits:
