@@ -217,13 +217,14 @@ def trail(
         Path | None, typer.Option(help="Folder for the pick; FOLDER/pick by default.", show_default=False)
     ] = None,
     device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Measure the ever sparser networks that a run left behind, and pick one by accuracy or latency."""
     from codesign import trail as job
 
     is_wanted = min_accuracy is not None or max_latency is not None
     wanted = job.Pick(min_accuracy, max_latency, target or "") if is_wanted else None
-    job.run(folder, wanted, out or folder / "pick", epochs=epochs, rate=rate, device=device)
+    job.run(folder, wanted, out or folder / "pick", epochs=epochs, rate=rate, device=device, overwrite=overwrite)
 
 
 @app.command()

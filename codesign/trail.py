@@ -148,7 +148,9 @@ class TrailRun:
             raise unknown_name("target of the run", name, self.config.targets)
         return replace(wanted, target=name).of(self.rows())
 
-    def pick(self, wanted: Pick, out: Path, epochs: int, rate: float, device: str = "auto") -> PruneOutcome:
+    def pick(
+        self, wanted: Pick, out: Path, epochs: int, rate: float, device: str = "auto", overwrite: bool = False
+    ) -> PruneOutcome:
         """Retrain the picked network, its zeros kept; test it once and price it. An interrupted retraining goes on.
 
         Args:
@@ -159,7 +161,7 @@ class TrailRun:
 
         row = self.choose(wanted)
         asked = {"command": "trail", **asdict(self.config), **asdict(wanted), "step": row.step}
-        study = Study.create(out, {**asked, "retraining": [epochs, rate]})
+        study = Study.create(out, {**asked, "retraining": [epochs, rate]}, overwrite)
         if study.has("result"):
             return PruneOutcome.from_dict(study.read("result")["result"])
         net, seconds = self._network(row.step), 0.0
@@ -198,7 +200,14 @@ class TrailRun:
 
 
 def run(
-    folder: Path, wanted: Pick | None, out: Path, *, epochs: int = 2, rate: float = 0.02, device: str = "auto"
+    folder: Path,
+    wanted: Pick | None,
+    out: Path,
+    *,
+    epochs: int = 2,
+    rate: float = 0.02,
+    device: str = "auto",
+    overwrite: bool = False,
 ) -> None:
     """Print the table, draw the picture, and retrain what is picked, if anything is wanted."""
     from reports.drawing import png
@@ -229,6 +238,6 @@ def run(
     if wanted is None or picked is None:
         return
     screen.print(f"picked: step {picked.step:,}, {picked.density:.4f} of the weights, held out {picked.heldout:.2%}")
-    outcome = found.pick(wanted, out, epochs, rate, device)
+    outcome = found.pick(wanted, out, epochs, rate, device, overwrite)
     note = f"network of step {picked.step:,} of the trail in {folder}, retrained for {epochs} epochs"
     prune.report(found.config, outcome, out, [note])

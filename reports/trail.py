@@ -34,6 +34,6 @@ def trail_figure(points: Mapping[str, Sequence[tuple[float, float]]], picked: in
             axes.set_title(name)
             axes.set_xlabel("latency over dense")
         panels[0].set_ylabel("held-out accuracy (%)\nbefore retraining")
-        panels[0].legend(loc="lower right")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
         finish(figure, note)
     return figure

@@ -110,6 +110,8 @@ def test_the_pick_keeps_its_zeros_through_retraining(folder: Path, tmp_path: Pat
     assert run.pick(wanted, tmp_path / "pick", epochs=1, rate=0.01).to_dict() == result.to_dict()
     with pytest.raises(ConfigError, match="choose another --out"):
         run.pick(wanted, tmp_path / "pick", epochs=2, rate=0.01)
+    run.pick(wanted, tmp_path / "pick", epochs=0, rate=0.01, overwrite=True)
+    assert torch.equal(read_weights(tmp_path / "pick" / "model.safetensors")[name], before.get_parameter(name))
 
 
 def test_the_command(folder: Path) -> None:
