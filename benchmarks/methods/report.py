@@ -57,6 +57,13 @@ def table(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for label, results in done.items():
         lines.append(f"| {' | '.join(line(label, results, targets, dense, bool(attacks)))} |")
+    for label, results in done.items():
+        if trail := results[0].get("trail"):
+            networks = ", ".join(f"{row['density']:.1%} ({row['heldout']:.1%})" for row in trail)
+            seed = results[0]["config"]["seed"]
+            lines.append(
+                f"\nTrail of {label}, seed {seed}, weights kept (held-out accuracy before retraining): {networks}."
+            )
     if missing := [label for label in rows if label not in done]:
         lines.append(f"\nNot run yet: {', '.join(missing)}.")
     return "\n".join(lines) + "\n"

@@ -23,8 +23,9 @@ from typing import Any
 
 import yaml
 
-from codesign.prune import PruneConfig, PruneOutcome
+from codesign.prune import TRAIL, PruneConfig, PruneOutcome
 from codesign.prune import run as prune
+from codesign.trail import TrailRun
 from codesign.train import train_model
 from workloads.errors import CodesignError, ConfigError
 
@@ -99,7 +100,16 @@ def execute(run: Run, out: Path, device: str) -> dict[str, Any]:
         "command": config.command(folder),
         "version": version(),
         **summary(outcome),
+        **trail_of(folder),
     }
+
+
+def trail_of(folder: Path) -> dict[str, Any]:
+    """The networks that the run left behind, sparser and sparser, if it did: `heldout` is a fraction."""
+    if not (folder / TRAIL / "trail.json").exists():
+        return {}
+    rows = TrailRun(folder).rows()[1:]
+    return {"trail": [{"step": row.step, "density": row.density, "heldout": row.heldout} for row in rows]}
 
 
 def summary(outcome: PruneOutcome) -> dict[str, Any]:
