@@ -50,7 +50,8 @@ class Campfire(Gradual):
     """Gradual pruning of windows, of kernels, or of both, frozen well before the end of training.
 
     The model may come untrained or trained. Pruned layers compute with the masked weight; the dense values stay behind
-    the masks until `end`, so that a weight can come back while masks still change.
+    the masks until `end`, so that a weight can come back while masks still change. Every kernel of a layer that stays
+    keeps equally many weights: `workloads.windows` stores that without lengths or pointers.
 
     Choices, where the paper's text was not at hand:
 
