@@ -224,6 +224,14 @@ class TestResult:
         whole = PConv(model, EXAMPLE, 8, **one, layer_floor=1.0)
         assert whole.shares == pytest.approx(uniform.shares, abs=0.05)
 
+    def test_single_weights_and_kernels_compare_by_energy_a_weight(self):
+        """A kernel of four ones has energy 4 but 1 a weight; a single weight of 1.5 has 2.25 and goes later."""
+        model = small_net()
+        for name, parameter in model.named_parameters():
+            parameter.data.fill_(1.5 if name == "head.weight" else 1.0)
+        pruner = PConv(model, EXAMPLE, 8, density=0.3, scope="global", layer_floor=0.1, prune_last=True)
+        assert pruner.shares["head.weight"] == 1.0
+
     def test_mined_patterns_are_the_models_own(self):
         model = small_net()
         pruner = PConv(model, EXAMPLE, 4, library=8)
