@@ -297,7 +297,7 @@ def _pruner(
 ) -> Pruner:
     """The method at the start of its training; needed and unknown options are said by name.
 
-    One that can leave a trail of networks leaves it below `out`.
+    One that draws at random draws by the run's seed; one that can leave a trail of networks leaves it below `out`.
     """
     from workloads.data import ImageData
 
@@ -310,6 +310,8 @@ def _pruner(
     options = cls.checked(config.options) | ({"data": images["heldout"]} if cls.NEEDS_DATA else {})
     if "multiple" in allowed and (allowed["multiple"].default or 1) != 1:  # of a method that rounds channels anyway
         options = {"multiple": math.lcm(*(target(name).channel_multiple for name in config.targets))} | options
+    if "seed" in allowed:
+        options = {"seed": config.seed} | options
     if "trail" in allowed:
         options = {"trail": out / TRAIL} | options
     needed = [name for name, each in allowed.items() if each.default is inspect.Parameter.empty]

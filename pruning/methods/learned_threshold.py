@@ -36,6 +36,8 @@ from workloads.errors import PlanError, unknown_name
 
 BAND = 4.0
 """A weight is in the transition band while |w^2 - tau| < 4 T, where its gate is between 0.018 and 0.982."""
+ARRIVAL = 0.8
+"""Fraction of the steps until `end` at which the wanted density comes down to the final one."""
 START, GAIN, STIFFNESS = 0.01, 100.0, 10.0
 """Of the controller: lambda times the number of weights at the start, integral and proportional gain."""
 
@@ -127,10 +129,10 @@ class LearnedThreshold(Pruner):
     tau / mean(w^2 at the start) with Adam; "sgd" is the plain rule, tau -= rate dL/dtau.
 
     Ours, not the paper's: `density`. lambda then follows a controller that keeps the soft density, as long as the
-    thresholds are learned, on density^(t / end): with the logarithm of density over wanted density as error, each
-    of the n steps until `end` multiplies lambda by exp(100 error / n), never below its first value, and exp(10 error)
-    lambda is used. At the end all thresholds are multiplied by one number so that exactly `density` of the weights is
-    kept.
+    thresholds are learned, on density^(t / end), and at `density` over the last fifth of the steps until `end`, so that
+    what is frozen has been trained: with the logarithm of density over wanted density as error, each of the n steps
+    until `end` multiplies lambda by exp(100 error / n), never below its first value, and exp(10 error) lambda is used.
+    At the end all thresholds are multiplied by one number so that exactly `density` of the weights is kept.
 
     Args:
         model: not modified.
@@ -196,7 +198,7 @@ class LearnedThreshold(Pruner):
             gate.temperature.fill_(temperature * weight.abs().var())
             gate.is_exact = exact_gradient
         self.size = sum(weight.numel() for weight in weights)
-        self.density, self.interval = density, interval or max(1, self.last // 12)
+        self.density, self.interval = density, interval or -(-self.last // 12)
         self.trail = None if trail is None else Trail(Path(trail))
         self.l0_weight = START / self.size if l0_weight is None else l0_weight
         self.least, self.pressure = self.l0_weight, 1.0
@@ -327,7 +329,8 @@ class LearnedThreshold(Pruner):
 
     def _control(self, density: float) -> None:
         """lambda up where the density is above its curve, down where it is below."""
-        error = math.log(float(self.soft) / self.size) - math.log(density) * self.steps_done / self.last
+        place = min(1.0, self.steps_done / (ARRIVAL * self.last))
+        error = math.log(float(self.soft) / self.size) - math.log(density) * place
         error = min(0.5, max(-0.5, error))
         self.l0_weight = max(self.least, self.l0_weight * math.exp(GAIN * error / self.last))
         self.pressure = math.exp(STIFFNESS * error)

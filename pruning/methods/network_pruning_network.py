@@ -43,6 +43,7 @@ from workloads.graph import KIND, Kind, LayerGraph
 
 WEIGHTINGS = ("filters", "macs")
 ROUNDING = 1e-6  # of a share, which is summed in float32
+LATE = 0.7  # fraction of the pruner's phase from which gates never keep more than the budget
 BACKBONE_RATE = 0.1  # of the heads' learning rate: a trained backbone that moves as fast moves all logits at once
 
 
@@ -53,7 +54,7 @@ class NetworkPruningNetwork(Pruner):
     Two phases: up to step `end` the target is frozen (its gradients are dropped as they come, so that any optimizer
     passes it over; batch norms still follow the gated network) and the pruner network learns, ever more slowly; at
     `end` one binary vector a group is fixed; from then on the target learns with it. Before `end` every batch sees the
-    gates that would be fixed after it, but those that are still above a budget. `finalize` zeroes what goes; `plan`
+    gates that would be fixed after it, with a budget at least late in the phase. `finalize` zeroes what goes; `plan`
     removes it.
 
     Args:
@@ -66,8 +67,8 @@ class NetworkPruningNetwork(Pruner):
         warmup: fraction of the pruner's phase in which lambda climbs linearly from zero.
         floor: fraction of a layer's units that always stay, those of largest logit; at least one does.
         budget: the share of filters (or MACs) that stays, to within a unit: lambda presses down to it, no fewer gates
-            are open than fit in it, and at `end` those of largest logit that fit are fixed. 0 for none: lambda always
-            presses, and signs alone decide.
+            are open than fit in it, and in the last three tenths of the phase exactly those of largest logit that fit,
+            so that what is fixed at `end` has been seen. 0 for none: lambda always presses, and signs alone decide.
         weighting: "filters" counts every filter alike (the paper's goal), "macs" the multiplications that are left.
         lr: of the heads at first, in the pruner's own Adam; it falls to zero at `end`, along half a cosine.
         bias: logit with which every gate starts.
@@ -193,9 +194,12 @@ class NetworkPruningNetwork(Pruner):
         return self.smoothing * self.logits + (1 - self.smoothing) * mean.detach().cpu()
 
     def _decided(self, logits: Tensor) -> Tensor:
-        """bool (units,) on the CPU: positive ones, but no fewer than the budget and the floors have room for."""
+        """bool (units,) on the CPU: positive ones; with a budget no fewer than it has room for, and late no more."""
         count = int((logits > 0).sum())
-        return self._best(logits, max(count, self._fitting(logits)) if self.budget else count)
+        if self.budget:
+            room = self._fitting(logits)
+            count = room if self.steps_done >= LATE * self.end else max(count, room)
+        return self._best(logits, count)
 
     def _fitting(self, logits: Tensor) -> int:
         """How many of the largest logits the budget has room for; one cut for all groups, so what stays is nested."""
@@ -246,7 +250,7 @@ class NetworkPruningNetwork(Pruner):
         if self.gates.values is not None:
             self.gates.values = self.gates.values.detach()
         if self.steps_done >= self.end:
-            self._settle(self._best(self.logits, self._fitting(self.logits)) if self.budget else self.decision())
+            self._settle(self.decision())
 
     def _settle(self, kept: Tensor) -> None:
         """Fix the gates as masks and hand the target to the user's optimizer."""

@@ -231,6 +231,24 @@ def test_attacks_on_both_networks_are_counted(tmp_path: Path) -> None:
         prune.run(dataclasses.replace(config, attacked=-1), tmp_path / "no")
 
 
+def test_random_methods_draw_by_the_seed_of_the_run(tmp_path: Path) -> None:
+    """Also where the seed decides nothing else: both start from the same trained weights."""
+    save_weights(build("digits_cnn"), weights := tmp_path / "dense.safetensors")
+    found = []
+    for seed, options in ((0, {}), (1, {}), (1, {"seed": 0})):
+        config = dataclasses.replace(
+            CONFIG, method="random", options={"density": 0.25, **options}, weights=str(weights), epochs=1, seed=seed
+        )
+        folder = tmp_path / f"{seed}{len(options)}"
+        prune.run(config, folder)
+        found.append(
+            {k: v != 0 for k, v in load_file(folder / "model.safetensors").items() if k.endswith("conv1.weight")}
+        )
+    first, second, third = found
+    assert any(not torch.equal(mask, second[name]) for name, mask in first.items())
+    assert all(torch.equal(mask, third[name]) for name, mask in first.items())
+
+
 def test_dense_is_the_same_training_without_pruning(tmp_path: Path) -> None:
     found = prune.run(dataclasses.replace(CONFIG, method="dense", options={}, epochs=1), tmp_path / "run")
     assert found.nonzeros == found.weights
