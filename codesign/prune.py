@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pruning.methods import Pruner
     from pruning.shrink import Shrunk
     from pruning.training import Objective
+    from workloads.graph import LayerGraph
 
 
 DENSE = "dense"
@@ -102,6 +103,7 @@ class PruneOutcome:
         int8_test: accuracy of the pruned network in int8 on the test images (post-training, ranges of activations from
             held-out training images), a fraction; None where no target computes in 8 bits only, or where the network
             cannot be quantised.
+        nonzero_macs: multiplications of the pruned network by weights that are not zero.
         robust: under attack, by "dense" (a trained one) and "pruned", as `pruning.adversarial.Robustness`.
     """
 
@@ -115,6 +117,7 @@ class PruneOutcome:
     int8_test: float | None = None
     channels: int = 0
     removed_channels: int = 0
+    nonzero_macs: float = 0.0
     robust: Mapping[str, Robustness] = field(default_factory=dict)
 
     @property
@@ -216,7 +219,7 @@ def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool
         teacher=teacher(config, module), batch_size=config.batch_size, weight_decay=config.weight_decay,
         device=device, seed=config.seed, checkpoint=out / "training.pt",
     )  # fmt: skip
-    shrunk = None if pruner is None else _shrunk(pruner.finalize(), example)
+    shrunk = None if pruner is None else _shrunk(pruner, module, example)
     sparse = net if shrunk is None else shrunk.model
     if shrunk is not None:
         shrunk.plan.save(study.path("plan"))
@@ -276,6 +279,7 @@ def measured(
         int8_test=_int8_accuracy(sparse, images, objective) if any(map(_is_int8, machines.values())) else None,
         channels=0 if shrunk is None else shrunk.units,
         removed_channels=0 if shrunk is None else sum(shrunk.plan.removed.values()),
+        nonzero_macs=_nonzero_macs(after),
         robust=_robustness(config, dense, sparse, images["test"]),
     )
 
@@ -322,11 +326,19 @@ def _pruner(
     return made
 
 
-def _shrunk(model: nn.Module, example: Tensor) -> Shrunk:
-    """Without dead channels; a network that cannot lose them is no reason to lose its training: that is printed."""
+def _shrunk(pruner: Pruner, dense: nn.Module, example: Tensor) -> Shrunk:
+    """The finished network without dead channels, or as it is where the method itself chose how many of them stay.
+
+    A network that cannot lose them is no reason to lose its training: that is printed.
+    """
     from pruning.plan import PruningPlan
     from pruning.shrink import Shrunk, shrink
+    from pruning.wiring import wire
 
+    model = pruner.finalize()
+    if isinstance(own := getattr(pruner, "plan", None), PruningPlan):
+        wiring = wire(dense, (example,))
+        return Shrunk(model, own, model, sum(wiring.analysis.group(name).size for name in wiring.prunable))
     try:
         return shrink(model, (example,))
     except PlanError as error:
@@ -347,6 +359,42 @@ def _int8_accuracy(model: nn.Module, images: Mapping[str, Pictures], objective: 
     except PlanError as error:
         console().print(f"accuracy in int8 is not measured: {error}")
         return None
+
+
+def _nonzero_macs(graph: LayerGraph) -> float:
+    """Multiplications by weights that are not zero."""
+    return sum(layer.macs * (1.0 if layer.sparsity is None else layer.sparsity.density) for layer in graph.layers)
+
+
+def load_pruned(folder: Path | str) -> nn.Module:
+    """The network of a finished run, in eval mode: smaller where channels went, its masks baked in.
+
+    Raises:
+        ConfigError: the folder holds no finished run of `codesign prune`.
+        CodesignError: a file of it is damaged.
+    """
+    from torch import nn
+
+    from pruning import masks
+    from pruning.plan import PruningPlan
+    from workloads.models import build, example_input
+    from workloads.models.weights import load_weights, read_weights
+
+    study = Study.open(Path(folder))
+    if study.config.get("command") not in ("prune", "trail") or not study.has("result"):
+        raise ConfigError(f"{folder}: holds no finished run of codesign prune or codesign trail")
+    name = study.config["model"]
+    stored = read_weights(Path(folder) / "model.safetensors")
+    net: nn.Module = build(name)
+    if study.has("plan") and not (plan := PruningPlan.load(study.path("plan"))).is_empty:
+        net = plan.apply(net, (example_input(name),))
+    for key, tensor in stored.items():  # of constants that were folded where there was no bias
+        module, _, leaf = key.rpartition(".")
+        if leaf == "bias" and getattr(net.get_submodule(module), "bias", 0) is None:
+            net.get_submodule(module).bias = nn.Parameter(tensor)
+    load_weights(net, Path(folder) / "model.safetensors")
+    found = {key.removesuffix(masks.SUFFIX): one for key, one in stored.items() if key.endswith(masks.SUFFIX)}
+    return (masks.bake(net, found) if found else net).eval()
 
 
 def _weights(model: nn.Module) -> tuple[int, int]:

@@ -10,10 +10,11 @@ import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from run import RESULTS, experiments, runs
+from run import RESULTS, Run, experiments, runs
 
 PAGE = Path(__file__).parents[2] / "docs" / "results.md"
 HEAD = """# What the methods reach
@@ -22,7 +23,8 @@ Written by `python benchmarks/methods/report.py` from the files below `benchmark
 seed, time, command and code version. The runs of a table start from the same weights and train equally long at the
 same rate on the same machine. Ratios, thresholds and epochs were chosen on held-out training images (which the zoo's
 CIFAR-10 weights were trained on too); the test set is used once a run. "weights" counts convolutions and linear layers,
-the dense first layer and classifier included. Latency and energy are those of the pruned network over the dense one,
+the dense first layer and classifier included; "MACs" are those of the smaller network, all and by weights that are not
+zero. Latency and energy are those of the pruned network over the dense one,
 priced with the real masks; how far to trust each model is in [validation.md](validation.md). "to start" is points of
 test accuracy against the network that the run started from, "to dense" against an equally long dense run of the same
 seeds; minutes are wall time, beside other work on the machine.
@@ -35,7 +37,7 @@ def page() -> str:
     for run in runs():
         rows = found.setdefault(run.experiment, {}).setdefault(run.label, [])
         if run.result.exists():
-            rows.append(json.loads(run.result.read_text()))
+            rows.append(current(run))
     parts = [HEAD]
     for name, experiment in experiments().items():
         parts.append(f"## {experiment['title']}\n\nReach: {experiment['reach']}.\n")
@@ -43,6 +45,17 @@ def page() -> str:
             parts.append(f"{note}\n")
         parts.append(table(found[name]))
     return "\n".join(parts)
+
+
+def current(run: Run) -> dict[str, Any]:
+    """The numbers of a run, which must be of the configuration that the file of experiments asks for."""
+    numbers: dict[str, Any] = json.loads(run.result.read_text())
+    asked, made = json.loads(json.dumps(asdict(run.config))), {"attacked": 0, **numbers["config"]}
+    if run.dense_training is not None:
+        made["weights"] = asked["weights"]  # the path of the network that was trained first
+    if other := sorted(key for key in asked.keys() | made.keys() if asked.get(key) != made.get(key)):
+        sys.exit(f"{run.result}: was made with another {', '.join(other)}; delete it and run {run.name} again")
+    return numbers
 
 
 def table(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -53,7 +66,18 @@ def table(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     targets = list(next(iter(done.values()))[0]["targets"])
     dense = {result["config"]["seed"]: result["test"] for result in done.get("dense", ())}
     attacks = ["FGSM, PGD-10"] if any(result.get("robust") for results in done.values() for result in results) else []
-    head = ["run", "seeds", "test", "to start", "to dense", *attacks, "weights", "MACs", *targets, "minutes"]
+    head = [
+        "run",
+        "seeds",
+        "test",
+        "to start",
+        "to dense",
+        *attacks,
+        "weights",
+        "MACs, by non-zeros",
+        *targets,
+        "minutes",
+    ]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for label, results in done.items():
         lines.append(f"| {' | '.join(line(label, results, targets, dense, bool(attacks)))} |")
@@ -104,7 +128,7 @@ def line(
         f"{100 * statistics.fmean(below):+.2f}" if len(below) == len(tests) and label != "dense" else "",
         *([attacked] if is_attacked else []),
         f"{mean(lambda r: r['weights'] / r['nonzeros']):.1f}x fewer",
-        f"{mean(lambda r: r['macs'][1] / r['macs'][0]):.2f}x",
+        f"{mean(lambda r: r['macs'][1] / r['macs'][0]):.2f}x, {mean(lambda r: r['nonzero_macs'] / r['macs'][0]):.2f}x",
         *prices,
         f"{mean(lambda r: r['seconds']) / 60:.0f}",
     ]

@@ -124,6 +124,7 @@ def summary(outcome: PruneOutcome) -> dict[str, Any]:
         "weights": outcome.weights,
         "nonzeros": outcome.nonzeros,
         "macs": [before.macs, after.macs],
+        "nonzero_macs": outcome.nonzero_macs,
         "robust": {name: row.to_dict() for name, row in outcome.robust.items()},
         "targets": {
             name: {"latency_s": [a.latency_s, b.latency_s], "energy_j": [a.energy_j, b.energy_j]}

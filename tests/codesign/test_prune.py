@@ -14,9 +14,9 @@ from torch import nn
 from accel_models import target
 from codesign import prune
 from codesign.cli import app
-from codesign.prune import PruneConfig, PruneOutcome, parse_options
+from codesign.prune import PruneConfig, PruneOutcome, load_pruned, parse_options
 from codesign.subject import load_split, objective_of
-from pruning import shrink, training
+from pruning import masks, shrink, training
 from pruning.evaluation import accuracy
 from pruning.layers import WEIGHTED
 from pruning.methods import Pruner, methods
@@ -43,9 +43,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run's; beside it the finalized network before it was shrunk."""
     found, shrunk = tmp_path_factory.mktemp("prune") / "run", prune._shrunk
 
-    def keep(model: torch.nn.Module, example: torch.Tensor) -> Shrunk:
-        save_weights(model, found.parent / FULL)
-        return shrunk(model, example)
+    def keep(pruner: Pruner, dense: nn.Module, example: torch.Tensor) -> Shrunk:
+        save_weights(pruner.finalize(), found.parent / FULL)
+        return shrunk(pruner, dense, example)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prune, "_shrunk", keep)
@@ -55,14 +55,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def outcome(folder: Path) -> PruneOutcome:
     return PruneOutcome.from_dict(json.loads((folder / "result.json").read_text())["result"])
-
-
-def reloaded(folder: Path) -> torch.nn.Module:
-    """What the folder holds, by the way that the documentation names."""
-    model, plan = build("digits_cnn"), PruningPlan.load(folder / "plan.json")
-    small = model if plan.is_empty else plan.apply(model, (example_input("digits_cnn"),))
-    load_weights(small, folder / "model.safetensors")
-    return small.eval()
 
 
 def test_what_is_written_is_what_was_pruned(folder: Path) -> None:
@@ -88,11 +80,16 @@ def test_channels_without_effect_are_removed_from_what_is_stored_tested_and_pric
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen, shrunk = [], prune._shrunk
-    monkeypatch.setattr(prune, "_shrunk", lambda model, example: (seen.append(model), shrunk(model, example))[1])
+
+    def keep(pruner: Pruner, dense: nn.Module, example: torch.Tensor) -> Shrunk:
+        seen.append(pruner.finalize())
+        return shrunk(pruner, dense, example)
+
+    monkeypatch.setattr(prune, "_shrunk", keep)
     folder = tmp_path / "run"
     config = dataclasses.replace(CONFIG, method="l1_filter", options={"density": 0.5}, targets=("ideal",), epochs=1)
     found = prune.run(config, folder)
-    full, small = seen[0], reloaded(folder)
+    full, small = seen[0], load_pruned(folder)
     images = load("digits", "test")
     with torch.no_grad():
         torch.testing.assert_close(small(images.tensor()), full.eval()(images.tensor()), rtol=1e-4, atol=1e-5)
@@ -116,16 +113,17 @@ def test_a_network_that_cannot_lose_dead_channels_keeps_its_result(capsys, monke
         raise PlanError("its code fixes 8 channels")
 
     monkeypatch.setattr(shrink, "shrink", fail)
-    model = build("digits_cnn")
-    found = prune._shrunk(model, example_input("digits_cnn"))
-    assert found.model is model
+    model, example = build("digits_cnn"), example_input("digits_cnn")
+    pruner = methods()["random"](model, (example,), 10, density=0.5)
+    found = prune._shrunk(pruner, model, example)
+    assert masks.masks_of(found.model).keys() == masks.masks_of(pruner.model).keys()
     assert found.plan.is_empty
     assert "not removed: its code fixes 8 channels" in " ".join(capsys.readouterr().out.split())
 
 
 def test_int8_accuracy_is_of_the_quantised_network_and_survives_json(folder: Path) -> None:
     found = outcome(folder)
-    assert found.int8_test == accuracy(quantize(reloaded(folder), load("digits", "heldout")), load("digits", "test"))
+    assert found.int8_test == accuracy(quantize(load_pruned(folder), load("digits", "heldout")), load("digits", "test"))
     assert PruneOutcome.from_dict(json.loads(json.dumps(found.to_dict()))) == found
     later = ("int8_test", "channels", "removed_channels")
     older = {name: value for name, value in found.to_dict().items() if name not in later}
@@ -222,13 +220,40 @@ def test_attacks_on_both_networks_are_counted(tmp_path: Path) -> None:
     found = prune.run(dataclasses.replace(config, weights=weights), tmp_path / "again")
     dense, pruned = found.robust["dense"], found.robust["pruned"]
     assert dense.images == pruned.images == 50
-    assert 0 < dense.pgd <= dense.fgsm <= dense.clean <= 1
+    assert max(dense.pgd, dense.fgsm) < dense.clean <= 1
     assert dense != pruned
     assert PruneOutcome.from_dict(found.to_dict()) == found
     page = prune.report(config, found, tmp_path / "again")[0].read_text()
     assert f"dense under attack: clean {dense.clean:.2%}" in page
     with pytest.raises(ConfigError, match="--attacked -1: a number of images"):
         prune.run(dataclasses.replace(config, attacked=-1), tmp_path / "no")
+
+
+def test_a_method_that_thins_by_itself_keeps_its_counts(tmp_path: Path) -> None:
+    """Also where a filter that stays does nothing: every count is the multiple that was asked for."""
+    save_weights(build("digits_cnn"), weights := tmp_path / "dense.safetensors")
+    options = {"macs": 0.5, "multiple": 8, "density": 0.2}
+    config = dataclasses.replace(
+        CONFIG, method="hybrid_pruning", options=options, weights=str(weights), epochs=1, targets=("ideal",)
+    )
+    found = prune.run(config, tmp_path / "run")
+    plan, net = PruningPlan.load(tmp_path / "run" / "plan.json"), load_pruned(tmp_path / "run")
+    assert plan.removed
+    assert found.removed_channels == sum(plan.removed.values()) < found.channels
+    assert all(len(units) % 8 == 0 for units in plan.channels.values())
+    assert all(m.out_channels % 8 == 0 for m in net.modules() if isinstance(m, nn.Conv2d))
+    assert accuracy(net, load("digits", "test")) == found.test
+    before, after = found.priced["ideal"]
+    assert after.macs <= 0.5 * before.macs
+    assert found.nonzero_macs < 0.5 * after.macs
+
+
+def test_folders_that_hold_no_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"config\.json: cannot be read"):
+        load_pruned(tmp_path)
+    prune.Study.create(tmp_path / "started", {"command": "prune", "model": "digits_cnn", "seed": 0})
+    with pytest.raises(ConfigError, match="holds no finished run of codesign prune"):
+        load_pruned(str(tmp_path / "started"))
 
 
 def test_random_methods_draw_by_the_seed_of_the_run(tmp_path: Path) -> None:
