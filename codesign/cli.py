@@ -157,7 +157,8 @@ def prune(
         str, typer.Option(help="A name of `codesign methods`, or dense: train only.")
     ] = "gradual_magnitude",
     density: Annotated[
-        float | None, typer.Option(help="Short for --option density=...: weights to keep, 0..1.")
+        float | None,
+        typer.Option(help="Short for --option density=...: weights (or channels) to keep, 0..1."),
     ] = None,
     granularity: Annotated[
         str | None,
@@ -185,12 +186,13 @@ def prune(
     """Prune a network with one method while it trains, test it once, and price it before and after."""
     from codesign import prune as job
 
-    given = [
-        f"{name}={value}" for name, value in (("density", density), ("granularity", granularity)) if value is not None
-    ]
+    short = {name: value for name, value in (("density", density), ("granularity", granularity)) if value is not None}
+    if twice := [text for text in option or () if text.partition("=")[0] in short]:
+        raise ConfigError(f"--option {twice[0]}: given by --{twice[0].partition('=')[0]} too; give one of them")
+    given = [f"{name}={value}" for name, value in short.items()]
     origins = [*([str(weights)] if weights else []), *["pretrained"] * pretrained, *["scratch"] * scratch]
     if len(origins) != 1:
-        raise ConfigError(f"{model}: say which weights to start from: --weights FILE, --pretrained or --scratch")
+        raise ConfigError(f"{model}: start from --weights FILE, --pretrained or --scratch: give exactly one of them")
     config = job.PruneConfig(
         model=model, data=data, method=method, options=job.parse_options(method, [*given, *(option or ())]),
         targets=tuple(target), weights=origins[0], epochs=epochs, rate=rate, batch_size=batch,

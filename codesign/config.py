@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 from accel_models import target
 from codesign.budgets import parse_budgets
 from codesign.costs import METRICS
-from workloads.errors import ConfigError, DataError
+from codesign.study import content_hash
+from workloads.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,7 @@ class SearchConfig:
         try:
             return cls(**values)
         except TypeError as error:
-            kind = values.get("command", "another version")
-            raise ConfigError(f"not the configuration of a search but of {kind}: {error}") from error
+            raise ConfigError(f"not the configuration of a search of this version: {error}") from error
 
 
 def study_config(config: SearchConfig) -> dict[str, Any]:
@@ -75,10 +74,7 @@ def study_config(config: SearchConfig) -> dict[str, Any]:
     from workloads.models import pretrained_path
 
     path = Path(config.weights) if config.weights else pretrained_path(config.model)
-    try:
-        return {**config.to_dict(), "weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); give a .safetensors file") from error
+    return {**config.to_dict(), "weights_sha256": content_hash(path)}
 
 
 def check(config: SearchConfig, device: str = "auto") -> None:

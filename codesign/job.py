@@ -431,6 +431,8 @@ def write_study_report(folder: Path) -> Path:
 
 def _finished(folder: Path) -> Job:
     study = Study.open(folder)
+    if (command := study.config.get("command", "search")) != "search":
+        raise ConfigError(f"{folder / 'config.json'}: of codesign {command}, not of a search")
     if not study.has("result"):
         raise ConfigError(f"{folder}: the study is not finished; run the same search again to resume it")
     try:
@@ -440,14 +442,17 @@ def _finished(folder: Path) -> Job:
     return Job(config, study, "cpu", console())
 
 
-def load_outcome(folder: Path) -> Outcome:
-    """A finished study, reloaded: the plan, the fine-tuned network and every number.
+def load_outcome(folder: Path | str) -> Outcome:
+    """A finished search, reloaded: the plan, the fine-tuned network and every number.
+
+    The network of a `codesign prune` is loaded by `codesign.prune.load_pruned`.
 
     Raises:
         ConfigError: the folder holds no finished study.
     """
     from pruning.plan import PruningPlan
 
+    folder = Path(folder)
     job = _finished(folder)
     stored, study = job.study.read("result"), job.study
     plan = PruningPlan.load(study.path("plan"))

@@ -17,7 +17,7 @@ import yaml
 
 from accel_models import SimulationResult, Target, target
 from codesign.show import console
-from codesign.study import Study, write_json
+from codesign.study import Study, content_hash, write_json
 from codesign.subject import load_images, load_split, objective_of
 from workloads.errors import ConfigError, PlanError
 
@@ -207,6 +207,8 @@ def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool
     images, objective = load_images(config.model, config.data), objective_of(config.model)
     module, example = dense_network(config, images), example_input(config.model)
     asked = {"command": "prune", **asdict(config)}
+    if (file := Path(config.weights)).is_file():
+        asked["weights_sha256"] = content_hash(file)
     if (out / "result.json").exists() and not overwrite:  # before a method measures anything
         return PruneOutcome.from_dict(Study.create(out, asked).read("result")["result"])
     if config.attacked and not isinstance(images["test"], ImageData):
@@ -405,11 +407,11 @@ def _weights(model: nn.Module) -> tuple[int, int]:
     return sum(w.numel() for w in found.values()), sum(int(w.count_nonzero()) for w in found.values())
 
 
-def report(config: PruneConfig, outcome: PruneOutcome, folder: Path, notes: Sequence[str] = ()) -> list[Path]:
+def report(config: PruneConfig, outcome: PruneOutcome, folder: Path, made: str = "") -> list[Path]:
     """Write one report a target and say what came of the run; returns the paths.
 
     Args:
-        notes: what else to say on the page.
+        made: how, if not by the command of the configuration.
     """
     from reports.comparison import describe_ratios
     from reports.curves import roofline
@@ -424,6 +426,8 @@ def report(config: PruneConfig, outcome: PruneOutcome, folder: Path, notes: Sequ
         f"test {metric}: {dense}pruned {outcome.test:.2%} on {images:,} images; "
         f"{outcome.nonzeros:,} of {outcome.weights:,} weights are left, {outcome.compression:.1f}x fewer"
     )
+    if config.method != DENSE and outcome.nonzeros == outcome.weights and not outcome.removed_channels:
+        screen.print(f"nothing was removed: {config.method} found nothing to remove with these options")
     int8 = "" if outcome.int8_test is None else f"test {metric} in int8: {outcome.int8_test:.2%}"
     if int8:
         screen.print(f"{int8} (post-training), on {', '.join(n for n in outcome.priced if _is_int8(target(n)))}")
@@ -438,7 +442,7 @@ def report(config: PruneConfig, outcome: PruneOutcome, folder: Path, notes: Sequ
         place = folder if len(outcome.priced) == 1 else folder / before.target
         place.mkdir(exist_ok=True)
         machine = target(name)
-        said = [f"{config.method} over {config.epochs} epochs; {config.command(folder)}", *notes]
+        said = [made or f"{config.method} over {config.epochs} epochs; {config.command(folder)}"]
         if metric != "accuracy":
             said.append(f"accuracies are {metric}s, at an overlap of one half")
         if outcome.removed_channels:
@@ -460,7 +464,10 @@ def report(config: PruneConfig, outcome: PruneOutcome, folder: Path, notes: Sequ
             notes=tuple(said),
         )
         paths.append(write_report(place, record))
-        ratio = after.latency_s / before.latency_s
-        screen.print(f"{before.title}: latency {ratio:.3f}x of dense; report: {paths[-1]}")
+        latency, energy = after.latency_s / before.latency_s, after.energy_j / before.energy_j
+        screen.print(
+            f"{before.title}: latency {latency:.3f}x, energy {energy:.3f}x, MACs {after.macs / before.macs:.3f}x of "
+            f"dense ({outcome.nonzero_macs / before.macs:.3f}x by weights that are not zero); report: {paths[-1]}"
+        )
         screen.print(describe_ratios(before, after))
     return paths

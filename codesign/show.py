@@ -76,13 +76,26 @@ def methods(name: str | None) -> None:
         out.print(table)
         return
     found = find(name)
-    out.print(inspect.getdoc(found) or "")
+    for text in (inspect.getmodule(found), *(cls for cls in found.__mro__ if cls is found or _hands_on(cls, found))):
+        out.print(inspect.cleandoc(text.__doc__ or ""), markup=False)
+        out.print()
     table = Table("option", "default", box=None)
     for option, parameter in found.options().items():
         is_needed = parameter.default is inspect.Parameter.empty
         table.add_row(option, "must be given" if is_needed else str(parameter.default))
     out.print()
     out.print(table)
+
+
+def _hands_on(parent: type, cls: type) -> bool:
+    """Whether a method takes options that this parent explains."""
+    from pruning.methods import Pruner
+
+    if not (issubclass(parent, Pruner) and parent is not Pruner and "__init__" in vars(parent)):
+        return False
+    own = inspect.signature(parent.__init__).parameters.values()
+    mine = {each.name for each in own if each.kind is inspect.Parameter.KEYWORD_ONLY}
+    return issubclass(cls, Pruner) and bool(mine & cls.options().keys())
 
 
 def models() -> None:

@@ -7,6 +7,7 @@ error, never a mixture.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from workloads.errors import ConfigError
+from workloads.errors import ConfigError, DataError
 
 T = TypeVar("T")
 
@@ -94,6 +95,18 @@ class Study:
         return found
 
 
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file: what a study stands for is the weights, not where they lay.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give a .safetensors file") from error
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write whole or not at all."""
     part = path.with_name(path.name + ".part")
@@ -138,12 +151,14 @@ def _clear(folder: Path) -> None:
     from reports.html import REPORT_FIGURES
 
     names = ("plan.json", "result.json", "report.json", "report.html", "model.safetensors", "training.pt")
-    figures = folder / "figures"
+    figures, trail = folder / "figures", folder / "trail"
     known = [*(folder / name for name in names), *(figures / f"{name}.png" for name in REPORT_FIGURES)]
+    known += [folder / "trail.png", trail / "trail.json", *trail.glob("step*.safetensors")]
     for path in [*known, *folder.glob("*.json.part"), *filter(_is_phase, folder.glob("*.json"))]:
         path.unlink(missing_ok=True)
-    if figures.is_dir() and not any(figures.iterdir()):
-        figures.rmdir()
+    for place in (figures, trail):
+        if place.is_dir() and not any(place.iterdir()):
+            place.rmdir()
 
 
 def _is_phase(path: Path) -> bool:

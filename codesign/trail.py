@@ -9,8 +9,10 @@ codesign trail runs/lt --max-latency 0.7 --target eyeriss_v2    # the most accur
 from __future__ import annotations
 
 import copy
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,11 +110,12 @@ class TrailRun:
         self.folder, self.study = folder, Study.open(folder)
         if self.study.config.get("command") != "prune":
             raise ConfigError(f"{folder}: holds no run of codesign prune")
-        fields = {name: value for name, value in self.study.config.items() if name != "command"}
+        known = {each.name for each in dataclass_fields(PruneConfig)}
+        fields = {name: value for name, value in self.study.config.items() if name in known}
         self.config = PruneConfig(**{**fields, "targets": tuple(fields["targets"])})
         self.trail: Trail = Trail(Path(self.config.options.get("trail") or folder / prune.TRAIL))
         if not self.trail.points:
-            raise ConfigError(f"{folder}: {self.config.method} left no trail; learned_threshold does")
+            raise ConfigError(f"{self.trail.folder}: no networks here; runs of learned_threshold leave a trail")
         self.images: dict[str, Pictures] = dict(load_images(self.config.model, self.config.data))
         self.dense = prune.dense_network(self.config, self.images)
 
@@ -143,10 +146,18 @@ class TrailRun:
             ConfigError: a machine that the run does not price.
             PlanError: no network keeps the limit.
         """
+        return replace(wanted, target=self.target_of(wanted)).of(self.rows())
+
+    def target_of(self, wanted: Pick) -> str:
+        """The machine whose latency counts.
+
+        Raises:
+            ConfigError: the run does not price it.
+        """
         name = wanted.target or self.config.targets[0]
         if name not in self.config.targets:
             raise unknown_name("target of the run", name, self.config.targets)
-        return replace(wanted, target=name).of(self.rows())
+        return name
 
     def pick(
         self, wanted: Pick, out: Path, epochs: int, rate: float, device: str = "auto", overwrite: bool = False
@@ -214,6 +225,8 @@ def run(
     from reports.trail import trail_figure
 
     found = TrailRun(folder)
+    if wanted is not None:
+        found.target_of(wanted)
     rows = found.rows()
     table = Table(
         "step", "density", "held out", *(f"{name}: latency, energy" for name in found.config.targets), box=None
@@ -239,5 +252,8 @@ def run(
         return
     screen.print(f"picked: step {picked.step:,}, {picked.density:.4f} of the weights, held out {picked.heldout:.2%}")
     outcome = found.pick(wanted, out, epochs, rate, device, overwrite)
-    note = f"network of step {picked.step:,} of the trail in {folder}, retrained for {epochs} epochs"
-    prune.report(found.config, outcome, out, [note])
+    words = ["codesign", "trail", str(folder), "--epochs", str(epochs), "--lr", f"{rate:g}", "--out", str(out)]
+    for name, value in asdict(wanted).items():
+        words += [f"--{name.replace('_', '-')}", str(value)] if value else []
+    made = f"{found.config.method}: network of step {picked.step:,} of its trail, {epochs} epochs of retraining"
+    prune.report(found.config, outcome, out, f"{made}; {shlex.join(words)}")

@@ -134,7 +134,7 @@ def robustness(
     Raises:
         ConfigError: no model, an unknown device, or an option out of range.
     """
-    if not models:
+    if not models or not isinstance(models, Mapping):
         raise ConfigError("no model to attack; give {'dense': model, ...}")
     attacks = {"fgsm": fgsm(eps), "pgd": pgd(eps, steps, random_start=random_start)}
     where = pick_device(device)

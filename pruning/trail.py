@@ -40,8 +40,8 @@ class TrailPoint:
 class Trail:
     """A folder of networks; made when the first one is added."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
 
     @property
     def points(self) -> tuple[TrailPoint, ...]:

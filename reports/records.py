@@ -229,7 +229,7 @@ class Accuracies:
     Attributes:
         dense_heldout, pruned_heldout, tuned_heldout: on training images held out from training: the dense network, the
             pruned one before and after fine-tuning. Choices were made on these images.
-        dense_test, tuned_test: on the test images, used once.
+        dense_test, tuned_test: on the test images, used for nothing else.
         heldout_images, test_images: how many; they give the standard error of an accuracy.
         precision: in which the accuracies were measured.
     """

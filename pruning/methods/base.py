@@ -114,6 +114,8 @@ class Pruner(ABC):
                 found[name] = _type_of(cls, name).validate_python(value)
             except ValidationError as error:
                 reasons = "; ".join(dict.fromkeys(each["msg"] for each in error.errors()))
+                if isinstance(value, str) and "instances are not allowed as a Sequence" in reasons:
+                    reasons = f"needs a list, [{value}]"
                 raise ConfigError(f"option {name}={value!r} of {cls.name}: {reasons}") from error
         return found
 

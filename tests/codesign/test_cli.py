@@ -366,7 +366,7 @@ BAD = {
     ),
     "prune untrained": (
         lambda f: ["prune", "digits_cnn", "--data", "digits", "--out", f / "o"],
-        "say which weights to start from: --weights FILE, --pretrained or --scratch",
+        "start from --weights FILE, --pretrained or --scratch: give exactly one of them",
     ),
     "target twice": (
         lambda f: [

@@ -623,7 +623,7 @@ class TestRefused:
         (tmp_path / "config.json").write_text('{"command": "prune", "model": "digits_cnn", "seed": 0}')
         (tmp_path / "result.json").write_text("{}")
         for attempt in (load_outcome, write_study_report):
-            with pytest.raises(ConfigError, match="not the configuration of a search but of prune") as caught:
+            with pytest.raises(ConfigError, match="of codesign prune, not of a search") as caught:
                 attempt(tmp_path)
             assert str(tmp_path / "config.json") in str(caught.value)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from typer.testing import CliRunner
 
 from accel_models import target
 from codesign import prune
@@ -248,6 +249,30 @@ def test_a_method_that_thins_by_itself_keeps_its_counts(tmp_path: Path) -> None:
     assert found.nonzero_macs < 0.5 * after.macs
 
 
+def test_other_weights_in_the_same_file_are_another_run(tmp_path: Path) -> None:
+    weights = tmp_path / "dense.safetensors"
+    config = dataclasses.replace(CONFIG, method="dense", options={}, weights=str(weights), epochs=1, targets=("ideal",))
+    save_weights(build("digits_cnn", seed=0), weights)
+    first = prune.run(config, tmp_path / "run")
+    assert prune.run(config, tmp_path / "run") == first
+    save_weights(build("digits_cnn", seed=1), weights)
+    with pytest.raises(ConfigError, match="weights_sha256"):
+        prune.run(config, tmp_path / "run")
+
+
+def test_a_method_that_removes_nothing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = dataclasses.replace(CONFIG, method="network_pruning_network", options={}, epochs=1, targets=("ideal",))
+    prune.report(config, prune.run(config, tmp_path / "run"), tmp_path / "run")
+    assert "nothing was removed: network_pruning_network found nothing to remove" in capsys.readouterr().out
+
+
+def test_an_option_is_given_once(tmp_path: Path) -> None:
+    words = ["prune", "digits_cnn", "--data", "digits", "--scratch", "--density", "0.5", "--option", "density=0.3"]
+    shown = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "run")])
+    assert isinstance(shown.exception, ConfigError)
+    assert "--option density=0.3: given by --density too" in str(shown.exception)
+
+
 def test_folders_that_hold_no_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config\.json: cannot be read"):
         load_pruned(tmp_path)
@@ -287,7 +312,7 @@ def test_dense_is_the_same_training_without_pruning(tmp_path: Path) -> None:
     [
         ("wanda", "density=abc", "option density='abc' of wanda: Input should be a valid number"),
         ("learned_threshold", "density=20%", "option density='20%' of learned_threshold: Input should be"),
-        ("gradual_magnitude", "keep=conv1", "option keep='conv1' of gradual_magnitude: 'str' instances are not"),
+        ("gradual_magnitude", "keep=conv1", r"option keep='conv1' of gradual_magnitude: needs a list, \[conv1\]"),
         ("drop_pruning", "recover=all", "option recover='all' of drop_pruning: Input should be 'zero' or 'last'"),
         ("pconv", "rho=0.1", "option rho=0.1 of pconv: "),
     ],

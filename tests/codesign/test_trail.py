@@ -128,7 +128,7 @@ def test_folders_without_a_trail(tmp_path: Path) -> None:
         TrailRun(tmp_path)
     dense = dataclasses.replace(CONFIG, method="dense", options={}, epochs=1)
     prune.run(dense, tmp_path / "dense")
-    with pytest.raises(ConfigError, match="dense left no trail; learned_threshold does"):
+    with pytest.raises(ConfigError, match="no networks here; runs of learned_threshold leave"):
         TrailRun(tmp_path / "dense")
 
 
@@ -136,3 +136,20 @@ def test_a_machine_of_another_run(folder: Path) -> None:
     with pytest.raises(CodesignError, match="unknown target of the run 'eie'"):
         trail.run(folder, Pick(max_latency=1.0, target="eie"), folder / "no")
     assert not (folder / "no").exists()
+
+
+def test_a_run_that_replaces_another_leaves_none_of_its_networks(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "run")
+    TrailRun(tmp_path / "run").rows()
+    other = dataclasses.replace(CONFIG, method="random", options={"density": 0.5}, epochs=1)
+    prune.run(other, tmp_path / "run", overwrite=True)
+    assert not (tmp_path / "run" / "trail").exists()
+    with pytest.raises(ConfigError, match="no networks here; runs of learned_threshold leave a trail"):
+        TrailRun(tmp_path / "run")
+
+
+def test_the_page_of_a_pick_names_the_command_that_made_it(folder: Path, tmp_path: Path) -> None:
+    trail.run(folder, Pick(max_latency=1.0, target="eyeriss_v2"), tmp_path / "pick", epochs=0)
+    page = (tmp_path / "pick" / "ideal" / "report.html").read_text()
+    assert f"codesign trail {folder} --epochs 0" in page
+    assert "--max-latency 1.0 --target eyeriss_v2" in page
