@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from pruning import masks
 from pruning.filters import is_transposed
-from pruning.granularity import check_scores, keep_best, keep_kernels
+from pruning.granularity import check_scores, keep_best, keep_kernels, kept_count
 from pruning.methods.base import Inputs, register
 from pruning.methods.masked import Densities, MaskPruner, Scope, check_scope
 from pruning.patterns import PatternLibrary, best_patterns, four_entry_library, natural_library
@@ -233,12 +233,17 @@ class PConv(MaskPruner):
 
     def _constraints(self) -> dict[str, Constraint]:
         rules = {f"pattern/{name}": partial(self.pattern_mask, name) for name in self.names if name in self.patterned}
-        rules |= {f"kernel/{name}": partial(self.kernel_mask, name) for name in self.names if self.shares[name] < 1}
+        rules |= {f"kernel/{name}": partial(self.kernel_mask, name) for name in self.names if self._loses_kernels(name)}
         found = {}
         for key, rule in rules.items():
             weight = masks.dense_weight(self.model, key.partition("/")[2])
             found[key] = Constraint(rule, weight.clone(), torch.zeros_like(weight))
         return found
+
+    def _loses_kernels(self, name: str) -> bool:
+        """Whether connectivity takes any: a share a hair below one, as 0.444 / (4 / 9), keeps all."""
+        kernels = masks.dense_weight(self.model, name).shape[:2].numel()
+        return kept_count(kernels, self.shares[name]) < kernels
 
     def _weight(self, key: str) -> nn.Parameter:
         return masks.trained_weight(self.model, key.partition("/")[2])

@@ -232,6 +232,10 @@ class TestResult:
         pruner = PConv(model, EXAMPLE, 8, density=0.3, scope="global", layer_floor=0.1, prune_last=True)
         assert pruner.shares["head.weight"] == 1.0
 
+    def test_a_density_a_hair_below_four_ninths_has_no_constraint_on_kernels(self):
+        pruner = PConv(small_net(), EXAMPLE, 8, density=0.4444, prune_pointwise=False)
+        assert {key.partition("/")[0] for key in pruner.constraints} == {"pattern"}
+
     def test_mined_patterns_are_the_models_own(self):
         model = small_net()
         pruner = PConv(model, EXAMPLE, 4, library=8)
