@@ -59,6 +59,7 @@ class Pruner(ABC):
         EXAMPLES: keyword arguments, one set for each configuration that the contract tests run.
         NEEDS_DATA: whether the constructor takes `data=`: pictures with labels to measure on before training, an
             `ImageData` or a sequence of batches (x, y). Never test pictures.
+        STATED: options that need not be the same to go on from a state: what they decided is in it, or nowhere.
         model: the prepared copy that the user trains.
         total_steps: optimizer steps that training will have; schedules are measured against it.
         steps_done: how often `step` was called.
@@ -69,6 +70,7 @@ class Pruner(ABC):
     name: ClassVar[str] = ""
     EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
     NEEDS_DATA: ClassVar[bool] = False
+    STATED: ClassVar[frozenset[str]] = frozenset()
     settings: dict[str, Any]
 
     def __new__(cls, *args: Any, **given: Any) -> Self:
@@ -158,7 +160,7 @@ class Pruner(ABC):
         """
         mine = {"method": self.name, "total_steps": self.total_steps, **self.settings}
         other = {"method": state.get("method"), "total_steps": state.get("total_steps"), **state.get("options", {})}
-        for key in mine.keys() & other.keys() - {"trail"}:
+        for key in mine.keys() & other.keys() - self.STATED:
             if mine[key] != other[key]:
                 raise PlanError(f"pruner state has {key} {other[key]!r}, this one is made for {mine[key]!r}")
         self.steps_done = int(state["steps_done"])

@@ -121,6 +121,9 @@ class HybridPruning(Pruner):
     """
 
     NEEDS_DATA: ClassVar[bool] = True
+    STATED = frozenset(
+        {"macs", "tolerance", "multiple", "levels", "inner_only", "keep", "images", "adapt_norms", "progress"}
+    )
     EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"macs": 0.75},
         {"macs": 0.45, "multiple": 4, "inner_only": True, "density": 0.5, "end": 1.0, "frequency": 1},

@@ -156,6 +156,7 @@ class LearnedThreshold(Pruner):
         PlanError: an option out of range, neither `density` nor `l0_weight`, or a name that is no layer.
     """
 
+    STATED = frozenset({"trail"})
     EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"density": 0.3},
         {"density": 0.5, "exact_gradient": True, "prune_first": True, "prune_last": True},
