@@ -116,6 +116,7 @@ def line(
     below = [test - dense[seed] for test, seed in zip(tests, seeds, strict=True) if seed in dense]
     robust = [result["robust"]["pruned"] for result in results if result.get("robust")]
     attacked = ", ".join(f"{statistics.fmean(row[kind] for row in robust):.1%}" for kind in ("fgsm", "pgd") if robust)
+    multiplied = [result["nonzero_macs"] / result["macs"][0] for result in results if "nonzero_macs" in result]
     prices = [
         f"{mean(lambda r, t=t: ratio(r, t, 'latency_s')):.2f}x, {mean(lambda r, t=t: ratio(r, t, 'energy_j')):.2f}x"
         for t in targets
@@ -128,7 +129,8 @@ def line(
         f"{100 * statistics.fmean(below):+.2f}" if len(below) == len(tests) and label != "dense" else "",
         *([attacked] if is_attacked else []),
         f"{mean(lambda r: r['weights'] / r['nonzeros']):.1f}x fewer",
-        f"{mean(lambda r: r['macs'][1] / r['macs'][0]):.2f}x, {mean(lambda r: r['nonzero_macs'] / r['macs'][0]):.2f}x",
+        f"{mean(lambda r: r['macs'][1] / r['macs'][0]):.2f}x"
+        + (f", {statistics.fmean(multiplied):.2f}x" if multiplied else ""),
         *prices,
         f"{mean(lambda r: r['seconds']) / 60:.0f}",
     ]
