@@ -71,8 +71,9 @@ class PConv(MaskPruner):
     Choices, where the papers' text was not at hand:
 
     - The ADMM phase is `begin` .. `end` of training, a half; Z, Y, U, V are updated every `frequency` steps, by default
-      a thirtieth of the phase but at least 20. W must have time to follow: with momentum 0.9, which remembers 10
-      steps, duals that are updated every 3 swing up instead of settling. They start as Z = Y = W, U = V = 0.
+      a thirtieth of the phase but at least 20, in a phase below 60 steps a third of it. W must have time to follow:
+      with momentum 0.9, which remembers 10 steps, duals that are updated every 3 swing up instead of settling. They
+      start as Z = Y = W, U = V = 0.
     - rho grows geometrically, one step an update, from `rho[0]` to `rho[1]`; scaled duals shrink as it grows. The
       defaults are for SGD with momentum 0.9, a peak learning rate near 0.02 and some 500 steps between updates: W moves
       towards Z by the fraction rho lr / (1 - 0.9) a step. With 20 steps between updates the same pull takes a rho 25
@@ -143,7 +144,8 @@ class PConv(MaskPruner):
         if not 0 <= self.begin < self.end <= total_steps or (frequency is not None and frequency < 1):
             given = f"steps {self.begin}..{self.end} of {total_steps}, frequency {frequency}"
             raise PlanError(f"ADMM over {given}: needs 0 <= begin < end <= 1 and frequency >= 1; train longer")
-        self.frequency = frequency or max(20, (self.end - self.begin) // 30)
+        phase = self.end - self.begin
+        self.frequency = frequency or max(1, min(20, phase // 3), phase // 30)
         weights = {name: masks.dense_weight(self.model, name) for name in self.names}
         self.patterned = {name for name, weight in weights.items() if weight[0, 0].numel() > 1}
         if other := [name for name in self.patterned if weights[name].shape[2:] != (3, 3)]:

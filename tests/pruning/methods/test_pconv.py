@@ -236,6 +236,11 @@ class TestResult:
         pruner = PConv(small_net(), EXAMPLE, 8, density=0.4444, prune_pointwise=False)
         assert {key.partition("/")[0] for key in pruner.constraints} == {"pattern"}
 
+    @pytest.mark.parametrize(("steps", "every"), [(4, 1), (40, 6), (200, 20), (2000, 33)])
+    def test_a_short_phase_is_updated_too(self, steps, every):
+        """Half of the steps are the phase: a third of it, 20, or a thirtieth."""
+        assert PConv(small_net(), EXAMPLE, steps).frequency == every
+
     def test_mined_patterns_are_the_models_own(self):
         model = small_net()
         pruner = PConv(model, EXAMPLE, 4, library=8)
