@@ -198,7 +198,9 @@ def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool
     from workloads.models.weights import save_weights
 
     cls = None if config.method == DENSE else find_method(config.method)
-    if len(set(config.targets)) < len(list(map(target, config.targets))):
+    for name in config.targets:
+        target(name)
+    if len(set(config.targets)) < len(config.targets):
         raise ConfigError(f"--target {' '.join(config.targets)}: a machine is given twice")
     if config.attacked < 0:
         raise ConfigError(f"--attacked {config.attacked}: a number of images, 0 for none")

@@ -254,6 +254,6 @@ def run(
     outcome = found.pick(wanted, out, epochs, rate, device, overwrite)
     words = ["codesign", "trail", str(folder), "--epochs", str(epochs), "--lr", f"{rate:g}", "--out", str(out)]
     for name, value in asdict(wanted).items():
-        words += [f"--{name.replace('_', '-')}", str(value)] if value else []
+        words += [f"--{name.replace('_', '-')}", str(value)] if value not in (None, "") else []
     made = f"{found.config.method}: network of step {picked.step:,} of its trail, {epochs} epochs of retraining"
     prune.report(found.config, outcome, out, f"{made}; {shlex.join(words)}")

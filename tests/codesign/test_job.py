@@ -611,6 +611,8 @@ class TestRefused:
     def test_every_registered_machine_is_allowed(self, tmp_path: Path) -> None:
         for name in targets():
             check(config_of(tmp_path, target=name))
+        with pytest.raises(CodesignError, match="unknown target 'nowhere'"):
+            check(config_of(tmp_path, target="nowhere"))
 
     def test_an_unfinished_study_is_not_loaded(self, finished: Outcome, tmp_path: Path) -> None:
         folder = copy_of(finished.folder, tmp_path)

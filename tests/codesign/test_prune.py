@@ -281,6 +281,16 @@ def test_folders_that_hold_no_run(tmp_path: Path) -> None:
         load_pruned(str(tmp_path / "started"))
 
 
+def test_a_bias_that_folding_made_is_loaded(tmp_path: Path) -> None:
+    net, folder = build("digits_cnn"), tmp_path / "run"
+    assert net.conv.bias is None
+    net.conv.bias = nn.Parameter(torch.arange(32.0))
+    study = prune.Study.create(folder, {"command": "prune", "model": "digits_cnn", "seed": 0})
+    save_weights(net, folder / "model.safetensors")
+    study.path("result").write_text("{}")
+    assert torch.equal(load_pruned(folder).conv.bias, torch.arange(32.0))  # type: ignore[arg-type]
+
+
 def test_random_methods_draw_by_the_seed_of_the_run(tmp_path: Path) -> None:
     """Also where the seed decides nothing else: both start from the same trained weights."""
     save_weights(build("digits_cnn"), weights := tmp_path / "dense.safetensors")

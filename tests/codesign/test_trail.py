@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from codesign import prune, trail
 from codesign.cli import app
-from codesign.prune import PruneConfig
+from codesign.prune import PruneConfig, load_pruned
 from codesign.trail import Pick, TrailRow, TrailRun
 from pruning import masks
 from pruning.evaluation import accuracy
@@ -153,3 +153,12 @@ def test_the_page_of_a_pick_names_the_command_that_made_it(folder: Path, tmp_pat
     page = (tmp_path / "pick" / "ideal" / "report.html").read_text()
     assert f"codesign trail {folder} --epochs 0" in page
     assert "--max-latency 1.0 --target eyeriss_v2" in page
+    trail.run(folder, Pick(min_accuracy=0.0), tmp_path / "any", epochs=0)
+    assert "--min-accuracy 0.0" in (tmp_path / "any" / "ideal" / "report.html").read_text()
+
+
+def test_a_pick_is_loaded_with_its_zeros(folder: Path, tmp_path: Path) -> None:
+    found = TrailRun(folder).pick(Pick(max_latency=1.0, target="eyeriss_v2"), tmp_path / "pick", epochs=0, rate=0.01)
+    net = load_pruned(tmp_path / "pick")
+    assert masks.masks_of(net)
+    assert accuracy(net, load("digits", "test")) == found.test
