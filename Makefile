@@ -47,8 +47,8 @@ clean: ## remove the environment, caches and build products; results in runs/ st
 
 # One stamp a set of extras: a second run finds it and installs nothing.
 EXTRAS_demo  := demo
-EXTRAS_test  := demo,test
-EXTRAS_bench := demo,bench
+EXTRAS_test  := demo,compile,test
+EXTRAS_bench := demo,compile,bench
 
 .venv/.with-%: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is \

@@ -97,7 +97,7 @@ def _execute(
     for layer in graph.layers:
         arrays = Arrays(*(_tensor(weights[key], dtype) if key else None for key in (layer.weight, layer.bias)))
         sources = [given[layer.name].to(dtype)] if layer.op is Op.INPUT else [tensors[name] for name in layer.inputs]
-        tensors[layer.name] = _apply(layer, sources, arrays)
+        tensors[layer.name] = apply(layer, sources, arrays)
         for name in {*layer.inputs} - kept:
             if last[name] == layer.name:
                 del tensors[name]
@@ -143,8 +143,13 @@ class Arrays:
         return self.weight
 
 
-def _apply(layer: Layer, sources: Sequence[Tensor], arrays: Arrays) -> Tensor:
-    """The output of one layer, of the shape that the graph says."""
+def apply(layer: Layer, sources: Sequence[Tensor], arrays: Arrays) -> Tensor:
+    """The output of one layer, of the shape that the graph says.
+
+    Raises:
+        ShapeError: the layer cannot run with these inputs, or gives another shape.
+        LoweringError: it was priced as vector work only.
+    """
     try:
         found = OPERATIONS[layer.op](layer, sources, arrays)
         found = activate(found, layer.activation) if layer.activation else found

@@ -1,0 +1,114 @@
+"""The compiled network as its user sees it: called like the module, on NumPy arrays or torch tensors."""
+
+from __future__ import annotations
+
+import threading as threads_module
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from codesign.compiler.isa import find_isa
+from codesign.compiler.network import build
+from codesign.compiler.runtime import Executable
+from workloads.errors import ConfigError, ShapeError
+from workloads.graph import LayerGraph
+from workloads.lowering import lower_with_weights
+
+Arrays = np.ndarray | Tensor
+Network = nn.Module | tuple[LayerGraph, dict[str, np.ndarray]]
+"""A module, or its graph with weights."""
+Shapes = tuple[tuple[int, ...], ...]
+
+
+class Compiled:
+    """A network as native code of this machine; several threads may call it at once.
+
+    Code is made when inputs of a new shape come: `for_shapes` does so ahead of time.
+    """
+
+    def __init__(self, network: Network, threads: int = 1, isa: str = "") -> None:
+        if threads < 1:
+            raise ConfigError(f"threads is {threads}, must be >= 1")
+        self.isa, self.threads = find_isa(isa), threads
+        self._network = network
+        self._made: dict[Shapes, Executable] = {}
+        self._lock = threads_module.Lock()
+
+    def __call__(self, *inputs: Arrays) -> Arrays | tuple[Arrays, ...]:
+        """What the network answers, of the kind of the first input; a tuple where it has several outputs.
+
+        Raises:
+            ShapeError: inputs are not float32, or the network does not take their shapes.
+        """
+        arrays = [_array(i, x) for i, x in enumerate(inputs)]
+        found = self.for_shapes(*(x.shape for x in arrays))(arrays)
+        answers = [torch.from_numpy(y) for y in found] if inputs and isinstance(inputs[0], Tensor) else found
+        return answers[0] if len(answers) == 1 else tuple(answers)
+
+    def for_shapes(self, *shapes: tuple[int, ...]) -> Executable:
+        """The code for inputs of these shapes, made if it was not yet."""
+        key = tuple(tuple(shape) for shape in shapes)
+        with self._lock:
+            if key not in self._made:
+                graph, weights = self._lower(key)
+                self._made[key] = Executable(build(graph, weights, self.isa, self.threads))
+            return self._made[key]
+
+    def _lower(self, shapes: Shapes) -> tuple[LayerGraph, dict[str, np.ndarray]]:
+        if not isinstance(self._network, tuple):
+            return lower_with_weights(self._network, [torch.zeros(shape) for shape in shapes])
+        graph, weights = self._network
+        wanted = tuple(layer.shape for layer in graph.inputs)
+        if shapes == wanted:
+            return graph, weights
+        if len(shapes) == len(wanted) and all(a[1:] == b[1:] for a, b in zip(shapes, wanted, strict=True)):
+            return graph.with_batch(shapes[0][0]).verify(), weights
+        raise ShapeError(f"inputs have shapes {_text(shapes)}, the network takes {_text(wanted)} of any batch")
+
+
+def compile_network(
+    network: Network,
+    example_inputs: Tensor | Sequence[Tensor] | None = None,
+    *,
+    threads: int = 1,
+    isa: str = "",
+) -> Compiled:
+    """Native code for a network, pruned or not: zeros of its weights are not computed.
+
+    Args:
+        network: a finished module in eval mode (it is not kept in step with later changes), or a graph with its weights
+            as `workloads.lowering.lower_with_weights` gives them.
+        example_inputs: compile for their shapes now; else at the first call.
+        threads: that share each layer. isa: "avx512", "avx2" or "sse2"; by default the best that this machine has.
+
+    Raises:
+        ConfigError: llvmlite is not installed, or this machine lacks the instruction set.
+        LoweringError: the module cannot be lowered.
+
+    What is skipped differs from torch in one way: a weight that is zero hides infinities and not-a-numbers of its
+    input, where torch's product of zero and infinity is not a number.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> compiled = compile_network(nn.Conv2d(2, 3, 3, padding=1))
+    >>> compiled(torch.ones(1, 2, 8, 8)).shape
+    torch.Size([1, 3, 8, 8])
+    """
+    found = Compiled(network, threads, isa)
+    if example_inputs is not None:
+        given = [example_inputs] if isinstance(example_inputs, Tensor) else example_inputs
+        found.for_shapes(*(tuple(x.shape) for x in given))
+    return found
+
+
+def _array(place: int, x: Arrays) -> np.ndarray:
+    array = x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+    if array.dtype != np.float32:
+        raise ShapeError(f"input {place} is {array.dtype}, must be float32; convert it first")
+    return array
+
+
+def _text(shapes: Shapes) -> str:
+    return ", ".join(map(str, shapes)) or "none"

@@ -1,0 +1,99 @@
+"""From kernels to machine code in this process, through LLVM (no C compiler).
+
+A kernel is a frozen dataclass that says everything about its code and nothing about data: equal kernels are one
+function, whichever layer, network or thread count asks for it. Functions take one pointer, to their arguments.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+from codesign.compiler.isa import ISAS, Isa
+from codesign.compiler.kernels import Kernel
+from workloads.errors import ConfigError
+
+
+@functools.cache
+def llvm() -> Any:
+    """llvmlite's binding, ready for this machine.
+
+    Raises:
+        ConfigError: llvmlite is not installed.
+    """
+    try:
+        import llvmlite.binding as binding
+    except ImportError as error:
+        raise ConfigError("compiling needs llvmlite: pip install codesign[compile]") from error
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    return binding
+
+
+def symbol(kernel: Kernel) -> str:
+    """A kernel's name in object files; equal in every process."""
+    return f"{type(kernel).__name__}_{hashlib.sha256(repr(kernel).encode()).hexdigest()[:16]}"
+
+
+def assemble(kernels: Iterable[Kernel], isa: Isa) -> bytes:
+    """An object file with a function for each kernel."""
+    return bytes(target_machine(isa).emit_object(_module(kernels, isa)))
+
+
+def listing(kernel: Kernel, isa: Isa) -> str:
+    """A kernel in assembly language, to be read."""
+    return str(target_machine(isa).emit_assembly(_module([kernel], isa)))
+
+
+def _module(kernels: Iterable[Kernel], isa: Isa) -> Any:
+    from llvmlite import ir
+
+    from codesign.compiler.emitter import Emitter
+
+    module = ir.Module()
+    module.triple = llvm().get_default_triple()
+    for kernel in kernels:
+        emitter = Emitter(module, isa, symbol(kernel), kernel.ARGUMENTS)
+        kernel.emit(emitter)
+        emitter.finish()
+    parsed = llvm().parse_assembly(str(module))
+    parsed.verify()
+    return parsed
+
+
+@functools.cache
+def target_machine(isa: Isa) -> Any:
+    return llvm().Target.from_default_triple().create_target_machine(cpu=isa.cpu, features=isa.features, opt=2)
+
+
+class Code:
+    """Kernels of one instruction set, compiled and loaded; grows as new ones are asked for."""
+
+    def __init__(self, isa: Isa) -> None:
+        self.isa = isa
+        self._addresses: dict[str, int] = {}
+        binding = llvm()
+        # The engine owns and frees its target machine, so it gets one of its own.
+        machine = binding.Target.from_default_triple().create_target_machine(cpu=isa.cpu, features=isa.features, opt=2)
+        self._engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
+
+    def addresses(self, kernels: Iterable[Kernel]) -> dict[Kernel, int]:
+        """Address of each kernel's function, compiled if it was not before."""
+        wanted = {kernel: symbol(kernel) for kernel in kernels}
+        if missing := [kernel for kernel, name in wanted.items() if name not in self._addresses]:
+            self.load(assemble(missing, self.isa), [wanted[kernel] for kernel in missing])
+        return {kernel: self._addresses[name] for kernel, name in wanted.items()}
+
+    def load(self, content: bytes, names: Iterable[str]) -> None:
+        """Take functions from an object file of `assemble`."""
+        self._engine.add_object_file(llvm().ObjectFileRef.from_data(content))
+        self._engine.finalize_object()
+        self._addresses |= {name: self._engine.get_function_address(name) for name in names}
+
+
+@functools.cache
+def code(isa_name: str) -> Code:
+    """The process's kernels of one instruction set: networks share what is equal."""
+    return Code(ISAS[isa_name])

@@ -1,0 +1,87 @@
+"""Copying what a convolution reads of the map into one place: halo, padding and changes of layout all happen here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from codesign.compiler.kernels import Kernel
+
+if TYPE_CHECKING:
+    from codesign.compiler.emitter import Emitter, Value
+
+
+class Move(NamedTuple):
+    """Vectors are counted from the start of a plane; `lanes` as for `Emitter.permute`, () for all lanes in order."""
+
+    to: int
+    source: int
+    lanes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PackKernel(Kernel):
+    """Vectors of each of so many channels, moved and permuted: where the layouts agree but for whole lanes."""
+
+    moves: tuple[Move, ...]
+    fill: float = 0.0
+    ARGUMENTS = ("source", "target", "channels", "source_plane", "target_plane")
+
+    def emit(self, e: Emitter) -> None:
+        source_plane, target_plane = e.count("source_plane"), e.count("target_plane")
+
+        def channel(_: Value, carried: list[Value]) -> list[Value]:
+            source, target = carried
+            for move in self.moves:
+                if move.lanes and set(move.lanes) == {-1}:
+                    found = e.splat(self.fill)
+                else:
+                    found = e.permute(e.load(source, move.source), move.lanes or range(e.isa.lanes), self.fill)
+                e.store(found, target, move.to)
+            return [e.advance(source, source_plane), e.advance(target, target_plane)]
+
+        e.repeat(e.count("channels"), [e.pointer("source"), e.pointer("target")], channel)
+
+
+@dataclass(frozen=True)
+class GatherKernel(Kernel):
+    """The same between any two layouts: a table says for each lane how many bytes behind the source it lies, or -1.
+
+    Where planes of the target are no whole vectors, the last vector of each reaches into the next plane, which comes
+    later: the target needs room for one vector behind its last plane.
+    """
+
+    fill: float = 0.0
+    is_aligned: bool = True
+    ARGUMENTS = ("source", "target", "channels", "source_plane", "target_plane", "table", "vectors")
+
+    def emit(self, e: Emitter) -> None:
+        from llvmlite import ir
+
+        from codesign.compiler.emitter import F32, I32, I64
+        from codesign.compiler.layout import FLOAT_BYTES
+
+        source_plane, target_plane = e.count("source_plane"), e.count("target_plane")
+        table, vectors = e.pointer("table"), e.count("vectors")
+        builder = e.builder
+        filler = builder.alloca(F32)
+        builder.store(ir.Constant(F32, self.fill), filler)
+
+        def channel(_: Value, carried: list[Value]) -> list[Value]:
+            source, target = carried
+
+            def vector(index: Value, carried: list[Value]) -> list[Value]:
+                entries, to = carried
+                found = ir.Constant(e.vector, ir.Undefined)
+                for lane in range(e.isa.lanes):
+                    offset = e.integer(entries, 4 * lane)
+                    is_there = builder.icmp_signed(">=", offset, ir.Constant(I64, 0))
+                    place = builder.select(is_there, e.advance(source, offset), filler)
+                    found = builder.insert_element(found, e.scalar(place), ir.Constant(I32, lane))
+                e.store(found, to, align=0 if self.is_aligned else FLOAT_BYTES)
+                return [e.advance(entries, 4 * e.isa.lanes), e.advance(to, e.vector_bytes)]
+
+            e.repeat(vectors, [table, target], vector)
+            return [e.advance(source, source_plane), e.advance(target, target_plane)]
+
+        e.repeat(e.count("channels"), [e.pointer("source"), e.pointer("target")], channel)

@@ -1,0 +1,82 @@
+"""Sums, products, activations and concatenation of tensors of one layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from codesign.compiler.kernels.elementwise import ElementwiseKernel
+from codesign.compiler.layout import FLOAT_BYTES, Layout, best_layout
+from codesign.compiler.ops import Operator
+from codesign.compiler.plan import Context, Shape
+from codesign.compiler.program import Call, Stage, Work
+from codesign.compiler.steps import Step
+from workloads.graph import Op
+
+
+def _same(step: Step, sources: Sequence[Layout], shape: Shape, lanes: int) -> Layout:
+    return sources[0]
+
+
+def _vectors(context: Context, name: str) -> int:
+    place = context.places[name]
+    return -(-place.layout.size(place.shape) // context.isa.lanes)
+
+
+def _plan_unary(step: Step, context: Context) -> Stage:
+    """`Op.ACTIVATION`: the kind, then what the layer applies after it."""
+    kinds = [step.layer.attributes["kind"]] if step.layer.op is Op.ACTIVATION else []
+    source, out = (context.places[name].start for name in (step.inputs[0], step.output))
+    count = _vectors(context, step.output)
+    calls = []
+    for kind in [kind for kind in (*kinds, step.activation) if kind]:
+        calls.append(Call(ElementwiseKernel("copy", kind), (source, source, out, count)))
+        source = out
+    return Stage(step.output, (Work(tuple(calls)),))
+
+
+def _always(step: Step, sources: Sequence[Shape]) -> bool:
+    return step.layer.attributes["kind"] != "prelu"
+
+
+def _is_pair(step: Step, sources: Sequence[Shape]) -> bool:
+    """Whether two tensors of one shape are added, subtracted or multiplied."""
+    return len(sources) == 2 and sources[0] == sources[1] and step.layer.attributes["kind"] != "div"
+
+
+def _plan_pair(step: Step, context: Context) -> Stage:
+    layer = step.layer
+    factor = layer.attributes.get("alpha", 1.0) * (-1.0 if layer.attributes["kind"] == "sub" else 1.0)
+    kernel = ElementwiseKernel("mul" if layer.op is Op.MUL else "add", step.activation, factor)
+    a, b, out = (context.places[name].start for name in (*step.inputs, step.output))
+    return Stage(step.output, (Work((Call(kernel, (a, b, out, _vectors(context, step.output))),)),))
+
+
+def _can_concat(step: Step, sources: Sequence[Shape]) -> bool:
+    return len(step.layer.shape) == 4 and step.layer.attributes["axis"] in (1, -3)
+
+
+def _tiled(step: Step, sources: Sequence[Layout], shape: Shape, lanes: int) -> Layout:
+    """That of the first input, unless its channels are no whole vectors."""
+    return best_layout(lanes, shape[0], *shape[2:]) if sources[0].is_plain else sources[0]
+
+
+def _plan_concat(step: Step, context: Context) -> Stage:
+    out = context.places[step.output]
+    vector, before, calls = context.isa.lanes * FLOAT_BYTES, 0, []
+    for name in step.inputs:
+        place = context.places[name]
+        for batch in range(out.passes):
+            source, count = place.batch(batch), place.shape[1] * place.plane // vector
+            kernel = ElementwiseKernel("copy", step.activation)
+            calls.append(Call(kernel, (source, source, out.batch(batch) + before * out.plane, count)))
+        before += place.shape[1]
+    return Stage(step.output, (Work(tuple(calls)),))
+
+
+_PAIR = Operator(_is_pair, _same, _plan_pair, "equal")
+OPERATORS = {
+    Op.ADD: _PAIR,
+    Op.MUL: _PAIR,
+    Op.ACTIVATION: Operator(_always, _same, _plan_unary, "equal"),
+    Op.CONCAT: Operator(_can_concat, _tiled, _plan_concat, "equal"),
+}

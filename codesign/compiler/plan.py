@@ -1,0 +1,74 @@
+"""What a step is planned with: tensors with their layouts and places, and the memory that planning fills."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from codesign.compiler.isa import Isa
+from codesign.compiler.layout import FLOAT_BYTES, Layout, plain
+from codesign.compiler.program import At, Data
+
+Shape = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor in memory.
+
+    Attributes:
+        shape: (n, c, h, w); of a tensor of other axes the samples and features that it is read as.
+        start: of channel 0 of pass 0.
+    """
+
+    shape: Shape
+    layout: Layout
+    start: At
+
+    @property
+    def plane(self) -> int:
+        """Bytes of one channel of one pass."""
+        return self.layout.plane * FLOAT_BYTES
+
+    def batch(self, number: int) -> At:
+        """Where a pass begins."""
+        return self.start + number * self.shape[1] * self.plane
+
+    @property
+    def passes(self) -> int:
+        return self.layout.passes(self.shape[0])
+
+
+def as_image(shape: tuple[int, ...]) -> Shape:
+    """A tensor's axes as samples, channels, height and width: a sequence is an image of width 1, features have none."""
+    if len(shape) > 4:
+        return (shape[0], math.prod(shape[1:]), 1, 1)
+    padded = (*shape, 1, 1, 1)[:4]
+    return padded[0], padded[1], padded[2], padded[3]
+
+
+def plain_layout(shape: Shape) -> Layout:
+    return plain(shape[2], shape[3])
+
+
+@dataclass
+class Context:
+    """What every planner may use and add to.
+
+    Attributes:
+        weights: array by key. places: of tensors, by name. data: constants, added to as steps are planned.
+        threads: so many will run a stage. scratch: bytes that a thread needs, the most of any call.
+    """
+
+    isa: Isa
+    weights: Mapping[str, np.ndarray]
+    places: Mapping[str, Place]
+    data: Data
+    threads: int = 1
+    scratch: int = field(default=0)
+
+    def need_scratch(self, size: int) -> None:
+        self.scratch = max(self.scratch, size)

@@ -1,0 +1,146 @@
+"""A network in memory, ready to be called."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from codesign.compiler.jit import code
+from codesign.compiler.kernels.control import BarrierKernel, ProgramKernel
+from codesign.compiler.network import InTorch, Network
+from codesign.compiler.program import ALIGNMENT, Bound, Space, Stage, bind, kernels_of
+from workloads.errors import ShapeError
+from workloads.graph import Layer, Op
+from workloads.reference import Arrays, apply
+
+PAGE = 4096
+
+
+def aligned(size: int) -> np.ndarray:
+    """Zeroed bytes that begin a page."""
+    memory = np.zeros(size + PAGE, np.uint8)
+    start = -memory.ctypes.data % PAGE
+    return memory[start : start + size]
+
+
+@dataclass(frozen=True)
+class _Context:
+    """Memory that one caller has for himself, and the programs bound to it.
+
+    Attributes:
+        calls: for each segment and thread the arguments of `ProgramKernel`.
+    """
+
+    arena: np.ndarray
+    shared: np.ndarray
+    scratch: list[np.ndarray]
+    bound: list[Bound]
+    calls: dict[int, list[np.ndarray]]
+
+
+class Executable:
+    """A network's machine code, constants and contexts. May be called from several threads at once."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        stages = [part for part in network.parts if isinstance(part, Stage)]
+        self._functions = code(network.isa.name).addresses([*kernels_of(stages), ProgramKernel(), BarrierKernel()])
+        self._program = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._functions[ProgramKernel()])
+        self._data = aligned(len(network.data))
+        self._data[:] = network.data
+        self.segments = [
+            list(parts) for _, parts in itertools.groupby(network.parts, key=lambda part: isinstance(part, InTorch))
+        ]
+        self._free: list[_Context] = []
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(network.threads - 1) if network.threads > 1 else None
+
+    def __call__(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Outputs for inputs of the graph's shapes, float32."""
+        context = self._take()
+        try:
+            for layer, x in zip(self.network.graph.inputs, inputs, strict=True):
+                if x.shape != layer.shape:
+                    raise ShapeError(f"input {layer.name!r} has shape {x.shape}, must be {layer.shape}")
+                np.copyto(self._view(context, layer.name, layer.shape), x)
+            self.run(context)
+            return [
+                self._view(context, self._plain(name), self.network.graph[name].shape).copy()
+                for name in self.network.graph.outputs
+            ]
+        finally:
+            with self._lock:
+                self._free.append(context)
+
+    def run(self, context: _Context) -> None:
+        """Everything between inputs and outputs, once."""
+        for i, parts in enumerate(self.segments):
+            for part in parts:
+                if isinstance(part, InTorch):
+                    self._interpret(context, part.layer)
+            if isinstance(parts[0], Stage):
+                self._native(context, i)
+
+    def _take(self) -> _Context:
+        with self._lock:
+            if self._free:
+                return self._free.pop()
+        return self._context()
+
+    def _context(self) -> _Context:
+        """Memory of its own with the constants in place, and the programs bound to it."""
+        network = self.network
+        arena, shared = aligned(network.arena), aligned(ALIGNMENT)
+        scratch = [aligned(network.scratch) for _ in range(network.threads)]
+        bound: list[Bound] = []
+        calls: dict[int, list[np.ndarray]] = {}
+        for i, parts in enumerate(self.segments):
+            stages = [part for part in parts if isinstance(part, Stage)]
+            calls[i] = []
+            for thread in range(network.threads if stages else 0):
+                bases = {
+                    Space.ARENA: arena.ctypes.data,
+                    Space.DATA: self._data.ctypes.data,
+                    Space.SCRATCH: scratch[thread].ctypes.data,
+                    Space.SHARED: shared.ctypes.data,
+                }
+                program = bind(stages, thread, network.threads, self._functions, bases)
+                bound.append(program)
+                calls[i].append(np.array([program.table.ctypes.data, len(program.table)], np.int64))
+        context = _Context(arena, shared, scratch, bound, calls)
+        for layer in network.graph.layers:
+            if layer.op is Op.CONSTANT and layer.name in network.places:
+                np.copyto(self._view(context, layer.name, layer.shape), network.weights[layer.weight])
+        return context
+
+    def _native(self, context: _Context, segment: int) -> None:
+        calls = context.calls[segment]
+        waiting = [self._pool.submit(self._program, call.ctypes.data) for call in calls[1:]] if self._pool else []
+        self._program(calls[0].ctypes.data)
+        for future in waiting:
+            future.result()
+
+    def _interpret(self, context: _Context, layer: Layer) -> None:
+        graph = self.network.graph
+        sources = [self._view(context, name, graph[name.removesuffix("@plain")].shape) for name in layer.inputs]
+        weights = self.network.weights
+        arrays = Arrays(*(torch.from_numpy(weights[key]) if key else None for key in (layer.weight, layer.bias)))
+        with torch.no_grad():
+            found = apply(layer, [torch.from_numpy(source) for source in sources], arrays)
+        np.copyto(self._view(context, layer.name, layer.shape), found.numpy())
+
+    def _plain(self, name: str) -> str:
+        return name if self.network.places[name].layout.is_plain else f"{name}@plain"
+
+    def _view(self, context: _Context, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """A tensor in torch's order, as an array over the context's memory."""
+        start = self.network.places[name].start.offset
+        count = int(np.prod(shape))
+        return context.arena[start : start + 4 * count].view(np.float32).reshape(shape)

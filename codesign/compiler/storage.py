@@ -1,0 +1,248 @@
+"""Weights as the convolution kernels read them: which taps every kernel has, which filters agree, and the stream.
+
+PatDNN's FKW storage with two changes: a kernel's offset and weights lie side by side, since they are read together, and
+patterns are not given but found in the zeros. Kernels larger than 3x3 are cut into rows, each a kernel of its own, so
+that the weights of one fit the registers; rows without weights vanish.
+
+Letters: K filters, C input channels of a group, R x S taps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from codesign.compiler.kernels.convolution import Taps
+from codesign.compiler.layout import FLOAT_BYTES
+
+MAX_TAPS = 9
+"""Of one kernel in the stream: more weights do not fit the registers beside a tile."""
+MAX_SHAPES = 12
+"""Bodies of code a layer: beyond, a rare shape is computed as a larger one."""
+RARE = 0.02
+"""Share of the multiplications below which a shape is not worth its code."""
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """All kept kernels of a layer, sorted by filter, then shape, then channel.
+
+    Attributes:
+        shapes: taps (row, column) without dilation, the first ones at row 0 and column 0 of their bounding box.
+        filter, channel, shape, row, column: integer (Q,): whose it is, what it reads, its shape and where that starts.
+        weights: float32 (Q, most taps): in the order of the shape's taps, then zeros.
+        filters: K.
+    """
+
+    shapes: tuple[Taps, ...]
+    filter: np.ndarray
+    channel: np.ndarray
+    shape: np.ndarray
+    row: np.ndarray
+    column: np.ndarray
+    weights: np.ndarray
+    filters: int
+
+    @property
+    def taps(self) -> int:
+        """Multiplications an output pixel, zeros inside of shapes included."""
+        return int(np.array([len(shape) for shape in self.shapes] or [0])[self.shape].sum())
+
+    def classes(self) -> list[np.ndarray]:
+        """Filters that keep the same kernels, in ascending order of how many; each ascending."""
+        starts = np.searchsorted(self.filter, np.arange(self.filters + 1))
+        places = np.stack([self.channel, self.shape, self.row, self.column], axis=1).astype(np.int32)
+        found: dict[bytes, list[int]] = {}
+        for k in range(self.filters):
+            found.setdefault(places[starts[k] : starts[k + 1]].tobytes(), []).append(k)
+        return [np.array(members) for _, members in sorted(found.items(), key=lambda item: (len(item[0]), item[1]))]
+
+
+def find_kernels(weight: np.ndarray, groups: int = 1) -> Kernels:
+    """The kernels of a weight tensor that are not zero, and their shapes.
+
+    Args:
+        weight: (K, C, R, S).
+        groups: of channels; filter k reads channels from (k // (K / groups)) * C on.
+    """
+    filters, _, height, width = weight.shape
+    found = [_windows(weight, *cut) for cut in _cuts(height, width)]
+    filter_, channel, row, column, weights = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    channel = channel + filter_ // (filters // groups) * weight.shape[1]
+    window = (height, width) if height * width <= MAX_TAPS else (1, weights.shape[1])
+    shapes, shape, dy, dx = _shapes(weights != 0, window)
+    order = np.lexsort((column + dx, row + dy, channel, shape, filter_))
+    taps = np.full((max(len(shapes), 1), max(map(len, shapes), default=1)), -1)
+    for i, found_taps in enumerate(shapes):
+        taps[i, : len(found_taps)] = [y * window[1] + x for y, x in found_taps]
+    at = taps[shape] + (dy * window[1] + dx)[:, None]
+    values = np.where(taps[shape] >= 0, np.take_along_axis(weights, np.maximum(at, 0), axis=1), 0)
+    values = values[order].astype(np.float32)
+    filter_, channel, shape, row, column = (a[order] for a in (filter_, channel, shape, row + dy, column + dx))
+    return Kernels(shapes, filter_, channel, shape, row, column, values, filters)
+
+
+def _cuts(height: int, width: int) -> list[tuple[int, int, int, int]]:
+    """Windows (row, column, height, width) of a kernel; of one size, the last column may overlap nothing but zeros."""
+    if height * width <= MAX_TAPS:
+        return [(0, 0, height, width)]
+    parts = -(-width // MAX_TAPS)
+    step = -(-width // parts)
+    return [(y, x, 1, step) for y in range(height) for x in range(0, width, step)]
+
+
+def _windows(
+    weight: np.ndarray, row: int, column: int, height: int, width: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Filter, channel, row and column of a window wherever it is not zero, and its weights (Q, height * width)."""
+    part = weight[:, :, row : row + height, column : column + width]
+    part = np.pad(part, ((0, 0), (0, 0), (0, 0), (0, width - part.shape[3])))
+    part = part.reshape(*weight.shape[:2], height * width)
+    filter_, channel = np.nonzero((part != 0).any(axis=2))
+    return filter_, channel, np.full(len(filter_), row), np.full(len(filter_), column), part[filter_, channel]
+
+
+def _shapes(mask: np.ndarray, window: tuple[int, int]) -> tuple[tuple[Taps, ...], np.ndarray, np.ndarray, np.ndarray]:
+    """Shapes that hold every mask (Q, taps of the window), the shape of each, and its shift (rows, columns)."""
+    codes = mask @ (1 << np.arange(mask.shape[1]))
+    kinds, which, counts = np.unique(codes, return_inverse=True, return_counts=True)
+    taps = {int(kind): _taps(int(kind), window) for kind in kinds}
+    work: dict[Taps, int] = {}
+    for kind, count in zip(kinds, counts, strict=True):
+        normal, _ = _normal(taps[int(kind)])
+        work[normal] = work.get(normal, 0) + int(count) * len(normal)
+    shapes = _kept(work, window)
+    chosen = [_cover(taps[int(kind)], shapes, window) for kind in kinds]
+    table = np.array(chosen, dtype=np.int64).reshape(-1, 3)[which]
+    return shapes, table[:, 0], table[:, 1], table[:, 2]
+
+
+def _taps(code: int, window: tuple[int, int]) -> Taps:
+    return tuple(divmod(bit, window[1]) for bit in range(math.prod(window)) if code >> bit & 1)
+
+
+def _normal(taps: Taps) -> tuple[Taps, tuple[int, int]]:
+    """Taps moved to row 0 and column 0, and by how much they were."""
+    dy, dx = min(y for y, _ in taps), min(x for _, x in taps)
+    return tuple((y - dy, x - dx) for y, x in taps), (dy, dx)
+
+
+def _kept(work: dict[Taps, int], window: tuple[int, int]) -> tuple[Taps, ...]:
+    """The shapes with most work, and the whole window if it has to stand in for one that none of them holds."""
+    limit = RARE * sum(work.values())
+    ranked = sorted(work, key=lambda shape: (-work[shape], shape))
+    kept = [shape for i, shape in enumerate(ranked) if i < MAX_SHAPES - 1 and work[shape] >= limit]
+    whole = tuple((y, x) for y in range(window[0]) for x in range(window[1]))
+    if whole not in kept and any(_fits(shape, kept, window) is None for shape in ranked):
+        kept.append(whole)
+    return tuple(kept)
+
+
+def _fits(taps: Taps, shapes: list[Taps], window: tuple[int, int]) -> tuple[int, int, int] | None:
+    """The smallest shape that holds taps, and its shift: no tap of it may leave the window."""
+    best = None
+    for i, shape in enumerate(shapes):
+        height, width = (1 + max(tap[axis] for tap in shape) for axis in (0, 1))
+        for dy in range(window[0] - height + 1):
+            for dx in range(window[1] - width + 1):
+                held = {(y + dy, x + dx) for y, x in shape}
+                if held.issuperset(taps) and (best is None or len(shape) < len(shapes[best[0]])):
+                    best = (i, dy, dx)
+    return best
+
+
+def _cover(taps: Taps, shapes: tuple[Taps, ...], window: tuple[int, int]) -> tuple[int, int, int]:
+    found = _fits(taps, list(shapes), window)
+    assert found is not None, "the whole window is a shape where no other fits"
+    return found
+
+
+# ---- the stream -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where things lie, in bytes: a channel, a row and a pixel of the packed tile; a channel of output and residual.
+
+    Attributes:
+        residual_first: the filter that reads channel 0 of the residual. residual_channels: how many it has.
+    """
+
+    plane: int
+    row: int
+    pixel: int
+    out_plane: int
+    residual_plane: int = 0
+    residual_first: int = 0
+    residual_channels: int = 0
+
+
+@dataclass(frozen=True)
+class FilterGroups:
+    """Groups of `filters` that share their kernels, encoded for `ConvolutionKernel`.
+
+    Attributes:
+        shapes: those that occur. headers: int32 (groups, fields). stream: int32 words. kernels: (groups,) of each.
+    """
+
+    filters: int
+    shapes: tuple[Taps, ...]
+    headers: np.ndarray
+    stream: np.ndarray
+    kernels: np.ndarray
+
+
+def encode(kernels: Kernels, bias: np.ndarray, packing: Packing, most: int) -> Iterator[FilterGroups]:
+    """Headers and stream of a layer, a part for each size of group; sizes are `most` and its halves down to 1."""
+    rest = kernels.classes()
+    size = most
+    while size:
+        members = [part[i : i + size] for part in rest for i in range(0, len(part) - size + 1, size)]
+        rest = [part[len(part) // size * size :] for part in rest]
+        if members:
+            yield _encode(kernels, bias, packing, np.array(members))
+        size //= 2
+
+
+def _encode(kernels: Kernels, bias: np.ndarray, packing: Packing, members: np.ndarray) -> FilterGroups:
+    """`members`: filters, (groups, filters of each)."""
+    count, size = members.shape
+    starts = np.searchsorted(kernels.filter, np.arange(kernels.filters + 1))
+    spans = [np.arange(starts[k], starts[k + 1]) for k in members[:, 0]]
+    rows = np.concatenate(spans) if spans else np.zeros(0, np.int64)
+    group = np.repeat(np.arange(count), [len(span) for span in spans])
+    within = np.arange(len(rows)) - np.repeat(np.cumsum([0, *map(len, spans)])[:-1], [len(span) for span in spans])
+    used = np.unique(kernels.shape[rows])
+    shapes = tuple(kernels.shapes[i] for i in used)
+    shape = np.searchsorted(used, kernels.shape[rows])
+
+    taps = np.array([len(taps) for taps in shapes] or [0])
+    words = 1 + taps[shape] * size
+    ends = np.cumsum(words)
+    stream = np.zeros(int(ends[-1]) if len(ends) else 0, np.int32)
+    begin = ends - words
+    stream[begin] = (
+        kernels.channel[rows] * packing.plane + kernels.row[rows] * packing.row + kernels.column[rows] * packing.pixel
+    )
+    values = stream.view(np.float32)
+    for i, length in enumerate(taps):
+        here = np.flatnonzero(shape == i)
+        for which in range(size):
+            own = starts[members[group[here], which]] + within[here]
+            at = begin[here, None] + 1 + np.arange(length) * size + which
+            values[at] = kernels.weights[own, :length]
+
+    first = np.searchsorted(group, np.arange(count))
+    start = np.append(begin, len(stream))[first] * FLOAT_BYTES
+    counts = np.zeros((count, len(shapes)), np.int64)
+    np.add.at(counts, (group, shape), 1)
+    source = members - packing.residual_first
+    has_residual = (source >= 0) & (source < packing.residual_channels)
+    residual = np.where(has_residual, source * packing.residual_plane, -1)
+    integers = [start[:, None], counts, members * packing.out_plane, residual]
+    biases = bias[members].astype(np.float32).view(np.int32)
+    headers = np.concatenate([np.concatenate(integers, axis=1).astype(np.int32), biases], axis=1)
+    return FilterGroups(size, shapes, np.ascontiguousarray(headers), stream, counts.sum(axis=1))

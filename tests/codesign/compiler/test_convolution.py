@@ -1,0 +1,137 @@
+"""Compiled convolutions against torch on the masked weights, over shapes and instruction sets."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from codesign.compiler import compile_network
+from codesign.compiler.isa import find_isa, host_isas
+from codesign.compiler.network import build
+from codesign.compiler.ops.convolution import Tuning
+from codesign.compiler.program import Stage, kernels_of
+from workloads.graph import Layer, LayerGraph, Op
+from workloads.reference import run
+
+TOLERANCE = 1e-5
+FOUR = [(0, 1, 3, 4), (1, 2, 4, 5), (3, 4, 6, 7), (4, 5, 7, 8), (1, 3, 4, 5), (1, 3, 4, 7), (3, 4, 5, 7), (1, 4, 5, 7)]
+
+
+def close(found: np.ndarray, expected: np.ndarray) -> bool:
+    return bool(np.abs(found - expected).max() <= TOLERANCE * max(np.abs(expected).max(), 1e-30))
+
+
+def patterned(k: int, c: int, kept: float, share: int, rng: np.random.Generator) -> np.ndarray:
+    """A 3x3 weight with one of eight patterns in each kept kernel, the same for `share` filters; (k, c, 3, 3)."""
+    mask = np.zeros((-(-k // share), c, 9), bool)
+    for f, channel in np.argwhere(rng.random(mask.shape[:2]) < kept):
+        mask[f, channel, list(FOUR[rng.integers(8)])] = True
+    mask = np.repeat(mask, share, axis=0)[:k]
+    return (rng.standard_normal((k, c, 9)) * mask).reshape(k, c, 3, 3).astype(np.float32)
+
+
+def graph_of(
+    weight: np.ndarray, n: int, h: int, w: int, stride: int = 1, padding: int = 1, dilation: int = 1, groups: int = 1,
+    activation: str = "",
+) -> LayerGraph | None:  # fmt: skip
+    """A convolution alone; None where the map is too small for its kernel."""
+    k, c, r, s = weight.shape
+    p, q = ((side + 2 * padding - (taps - 1) * dilation - 1) // stride + 1 for side, taps in ((h, r), (w, s)))
+    if p < 1 or q < 1:
+        return None
+    x = Layer("x", Op.INPUT, (n, c * groups, h, w), n=n, k=c * groups, c=c * groups, p=h, q=w)
+    conv = Layer(
+        "conv", Op.CONV, (n, k, p, q), ("x",), n, k, c * groups, p, q, r, s, groups, h, w, (stride, stride),
+        (dilation, dilation), (padding,) * 4, activation=activation, weight="w", bias="b",
+    )  # fmt: skip
+    return LayerGraph("conv", (x, conv), ("conv",)).verify()
+
+
+def check(graph: LayerGraph | None, weight: np.ndarray, isa: str = "", threads: int = 1) -> None:
+    if graph is None:
+        return
+    rng = np.random.default_rng(1)
+    weights = {"w": weight, "b": rng.standard_normal(len(weight)).astype(np.float32)}
+    x = rng.standard_normal(graph.inputs[0].shape).astype(np.float32)
+    compiled = compile_network((graph, weights), isa=isa, threads=threads)
+    assert close(compiled(x), run(graph, weights, x))
+
+
+@settings(max_examples=60)
+@given(
+    k=st.integers(1, 9), c=st.integers(1, 6), h=st.integers(1, 19), w=st.integers(1, 19),
+    n=st.sampled_from([1, 1, 2, 17]), stride=st.integers(1, 2), padding=st.integers(0, 2), kept=st.floats(0, 1), share=st.sampled_from([1, 2, 4]),
+    seed=st.integers(0, 9), isa=st.sampled_from(host_isas()),
+)  # fmt: skip
+def test_patterns(
+    k: int, c: int, h: int, w: int, n: int, stride: int, padding: int, kept: float, share: int, seed: int, isa: str
+) -> None:
+    weight = patterned(k, c, kept, share, np.random.default_rng(seed))
+    check(graph_of(weight, n, h, w, stride, padding), weight, isa)
+
+
+@settings(max_examples=40)
+@given(
+    k=st.integers(1, 5), c=st.integers(1, 4), r=st.integers(1, 7), s=st.integers(1, 7), side=st.integers(1, 23),
+    stride=st.integers(1, 3), padding=st.integers(0, 3), dilation=st.integers(1, 2), groups=st.sampled_from([1, 1, 3]),
+    density=st.floats(0, 1), activation=st.sampled_from(["", "relu", "hardtanh(-0.5,0.5)", "hardswish"]), isa=st.sampled_from(host_isas()),
+)  # fmt: skip
+def test_any_window_and_any_zeros(
+    k: int, c: int, r: int, s: int, side: int, stride: int, padding: int, dilation: int, groups: int, density: float,
+    activation: str, isa: str,
+) -> None:  # fmt: skip
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((k * groups, c, r, s)).astype(np.float32) * (
+        rng.random((k * groups, c, r, s)) < density
+    )
+    check(graph_of(weight, 1, side, side + 1, stride, padding, dilation, groups, activation), weight, isa)
+
+
+@pytest.mark.parametrize("isa", host_isas())
+@pytest.mark.parametrize("side", [7, 14, 28, 32])
+def test_maps_of_known_networks(isa: str, side: int) -> None:
+    weight = patterned(16, 8, 0.3, 1, np.random.default_rng(0))
+    check(graph_of(weight, 1, side, side, activation="relu"), weight, isa)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_share_tiles_or_filters(threads: int) -> None:
+    rng = np.random.default_rng(0)
+    for side in (4, 32):  # one tile, and several
+        weight = patterned(9, 5, 0.5, 1, rng)
+        check(graph_of(weight, 2, side, side), weight, threads=threads)
+
+
+@pytest.mark.parametrize("tuning", [Tuning((1, 1)), Tuning((3, 2), 2), Tuning((2, 4), 4, 1), Tuning((4, 6), 1, 2)])
+def test_no_tuning_changes_the_result(tuning: Tuning, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    weight = patterned(8, 6, 0.6, 4, rng)
+    graph = graph_of(weight, 1, 24, 24)
+    assert graph is not None
+    monkeypatch.setattr("codesign.compiler.ops.convolution.default_tuning", lambda *_: tuning)
+    check(graph, weight)
+
+
+def test_nan_and_infinity_pass_through_kept_weights_only() -> None:
+    weight = np.zeros((2, 2, 3, 3), np.float32)
+    weight[0, 0, 1, 1] = weight[1, 1, 1, 1] = 2
+    graph = graph_of(weight, 1, 6, 6, activation="relu")
+    assert graph is not None
+    x = np.ones((1, 2, 6, 6), np.float32)
+    x[0, 0, 3, 3], x[0, 0, 0, 0] = np.nan, np.inf
+    found = compile_network((graph, {"w": weight, "b": np.zeros(2, np.float32)}))(x)
+    assert np.isnan(found[0, 0, 3, 3])
+    assert found[0, 0, 0, 0] == np.inf
+    assert np.isfinite(found[0, 1]).all()
+    assert np.isnan(found).sum() == 1
+
+
+def test_code_does_not_grow_with_the_weights() -> None:
+    kernels = []
+    for k in (8, 64):
+        weight = patterned(k, 32, 0.5, 1, np.random.default_rng(0))
+        graph = graph_of(weight, 1, 28, 28)
+        assert graph is not None
+        network = build(graph, {"w": weight, "b": np.zeros(k, np.float32)}, find_isa())
+        kernels.append(set(kernels_of(part for part in network.parts if isinstance(part, Stage))))
+    assert kernels[0] == kernels[1]

@@ -1,0 +1,42 @@
+"""Activations as code: every one that the graph knows, on every instruction set, on floats and at the edges."""
+
+import numpy as np
+import pytest
+import torch
+
+from codesign.compiler import compile_network
+from codesign.compiler.emitter import ACTIVATIONS
+from codesign.compiler.isa import host_isas
+from workloads import activations
+from workloads.graph import Layer, LayerGraph, Op
+from workloads.reference import activate
+
+ARGUMENTS = {"leaky_relu": ["(0.2)"], "elu": ["(0.7)"], "hardtanh": ["(-0.4,1.5)"], "gelu": ["(none)", "(tanh)"]}
+TEXTS = [name + text for name in activations.ACTIVATIONS for text in ARGUMENTS.get(name, [""])]
+
+
+def graph(kind: str, count: int) -> LayerGraph:
+    x = Layer("x", Op.INPUT, (1, count), k=count, c=count)
+    y = Layer("y", Op.ACTIVATION, (1, count), ("x",), k=count, c=count, attributes={"kind": kind})
+    return LayerGraph("activation", (x, y), ("y",)).verify()
+
+
+def test_all_are_known() -> None:
+    assert set(ACTIVATIONS) == set(activations.ACTIVATIONS)
+
+
+@pytest.mark.parametrize("isa", host_isas())
+@pytest.mark.parametrize("text", TEXTS)
+def test_activations_equal_torch(text: str, isa: str) -> None:
+    ends = [0.0, -0.0, 3.0, -3.0, 6.0, 1e-30, 88.0, -88.0, 1e4, -1e4]
+    x = np.concatenate([ends, np.linspace(-12, 12, 4001)]).astype(np.float32)[None]
+    found = compile_network((graph(text, x.shape[1]), {}), isa=isa)(x)
+    expected = activate(torch.from_numpy(x), text).numpy()
+    assert np.abs(found - expected)[np.abs(x) < 20].max() <= 2e-6
+    assert np.allclose(found, expected, rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_what_is_not_a_number_stays_so(text: str) -> None:
+    x = np.array([[np.nan, 1.0, np.nan]], np.float32)
+    assert np.isnan(compile_network((graph(text, 3), {}))(x)).tolist() == [[True, False, True]]

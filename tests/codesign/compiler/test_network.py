@@ -1,0 +1,199 @@
+"""Whole networks: equal to the interpreter, fused where they can be, in as little memory as is alive at once."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import codesign
+from codesign.compiler import compile_network
+from codesign.compiler.arena import Life, lives, offsets
+from codesign.compiler.isa import find_isa, host_isas
+from codesign.compiler.network import InTorch, Network, build
+from codesign.compiler.program import Stage
+from codesign.compiler.steps import steps_of
+from workloads.errors import ConfigError, ShapeError
+from workloads.lowering import lower_with_weights
+from workloads.models import build as zoo
+from workloads.models import example_input
+from workloads.reference import run
+
+SMALL = ["resnet20", "resnet8", "lenet5", "digits_cnn", "ds_cnn", "ssd_digits", "vgg16_cifar", "mobilenet_v1_0.25_128"]
+
+
+def lively(name: str) -> nn.Module:
+    """A zoo model whose batch norms do something."""
+    model = zoo(name)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    return model
+
+
+def check(model: nn.Module, x: Tensor, isa: str = "", threads: int = 1) -> Network:
+    graph, weights = lower_with_weights(model, x)
+    compiled = compile_network((graph, weights), isa=isa, threads=threads)
+    found, expected = compiled(x.numpy()), run(graph, weights, x)
+    pairs = zip(found, expected, strict=True) if isinstance(expected, tuple) else [(found, expected)]
+    for mine, theirs in pairs:
+        assert np.abs(mine - theirs).max() <= 1e-5 * np.abs(theirs).max()
+    return compiled.for_shapes(tuple(x.shape)).network
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_zoo_models_equal_the_interpreter(name: str) -> None:
+    check(lively(name), example_input(name, 2))
+
+
+@pytest.mark.parametrize("isa", host_isas())
+def test_a_residual_network_on_every_instruction_set(isa: str) -> None:
+    network = check(lively("resnet20"), example_input("resnet20"), isa)
+    assert not any(isinstance(part, InTorch) for part in network.parts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet_v2", "squeezenet1_1", "efficientnet_b0", "mixnet_s", "alexnet"]
+)
+def test_large_models_equal_the_interpreter(name: str) -> None:
+    check(lively(name), example_input(name))
+
+
+def test_batches_ride_in_lanes() -> None:
+    for batch in (3, 16, 33):
+        check(lively("resnet8"), example_input("resnet8", batch), threads=1 + (batch == 16))
+
+
+def test_shortcuts_and_additions_cost_no_step() -> None:
+    graph, weights = lower_with_weights(zoo("resnet20"), example_input("resnet20"))
+    steps = steps_of(graph)
+    assert len(steps) == 1 + 18 + 2  # convolutions, the mean, the classifier
+    strided = [step.residual for step in steps if step.residual is not None and step.residual.stride == (2, 2)]
+    assert [(found.first, found.channels) for found in strided] == [(8, 16), (16, 32)]
+    network = build(graph, weights, find_isa())
+    assert network.arena < network.naive / 4
+
+
+class Oddities(nn.Module):
+    """What the fusing must not get wrong: a tensor read twice, an addition of itself, scaled, a pool read by two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 6, 3, padding=1)
+        self.b = nn.Conv2d(6, 6, 3, padding=1)
+        self.c = nn.Conv2d(6, 6, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        a = torch.relu(self.a(x))
+        b = self.b(a) + a  # the residual is the input of the convolution: not in place
+        c = self.c(b) + b
+        d = torch.nn.functional.max_pool2d(self.b(c), 2)
+        e = torch.nn.functional.avg_pool2d(c, 3, 2, 1, count_include_pad=False)
+        f = torch.cat([d, e[:, :, : d.shape[2], : d.shape[3]]], 1) * 0.5
+        return (c - 2 * a).flatten(1), f.mean((2, 3))
+
+
+@pytest.mark.parametrize("side", [12, 13, 1 + 2])
+def test_odd_networks(side: int) -> None:
+    check(Oddities().eval(), torch.randn(2, 3, side, side))
+
+
+class WithUnknown(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3)
+        self.norm = nn.GroupNorm(2, 4)
+        self.after = nn.Conv2d(4, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(torch.softmax(self.norm(self.conv(x)), 1))
+
+
+def test_what_is_not_compiled_runs_in_torch() -> None:
+    network = check(WithUnknown().eval(), torch.randn(1, 2, 9, 9), threads=2)
+    assert [part.layer.name for part in network.parts if isinstance(part, InTorch)] == ["norm", "softmax"]
+    assert any(isinstance(part, Stage) for part in network.parts)
+
+
+def test_calls_take_arrays_and_tensors_and_any_batch() -> None:
+    model = lively("digits_cnn")
+    compiled = codesign.compile(model)
+    x = example_input("digits_cnn", 3)
+    with torch.no_grad():
+        expected = model(x)
+    assert torch.allclose(compiled(x), expected, atol=1e-5)
+    assert isinstance(compiled(x.numpy()), np.ndarray)
+    assert torch.allclose(compiled(x[:1]), expected[:1], atol=1e-5)
+
+
+def test_several_threads_may_call_at_once() -> None:
+    model = lively("resnet8")
+    compiled = compile_network(model)
+    inputs = [torch.randn(1, *example_input("resnet8").shape[1:]) for _ in range(8)]
+    expected = [compiled(x) for x in inputs]
+    wrong: list[int] = []
+
+    def call(i: int) -> None:
+        for _ in range(20):
+            if not torch.equal(compiled(inputs[i]), expected[i]):
+                wrong.append(i)
+
+    callers = [threading.Thread(target=call, args=(i,)) for i in range(len(inputs))]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not wrong
+
+
+def test_buffers_that_live_together_lie_apart() -> None:
+    rng = np.random.default_rng(0)
+    found = {}
+    for i in range(40):
+        first = int(rng.integers(30))
+        found[str(i)] = Life(first, first + int(rng.integers(8)), int(rng.integers(1, 1000)))
+    placed, size = offsets(found)
+    for a, life in found.items():
+        assert placed[a] + life.size <= size
+        for b, other in found.items():
+            if a < b and life.first <= other.last and other.first <= life.last:
+                assert placed[a] + life.size <= placed[b] or placed[b] + other.size <= placed[a]
+    assert size < sum(life.size for life in found.values())
+
+
+def test_lives_by_hand() -> None:
+    found = lives(["a", "b", "c"], [["x"], ["a"], ["a", "b"]], dict.fromkeys("xabc", 1), ["c"])
+    assert {name: (life.first, life.last) for name, life in found.items()} == {
+        "x": (-1, 0), "a": (0, 2), "b": (1, 2), "c": (2, 3),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda c: c(torch.zeros(1, 3, 32, 32, dtype=torch.float64)),
+            ShapeError,
+            "input 0 is float64, must be float32",
+        ),
+        (lambda c: c(torch.zeros(1, 3, 31, 32)), ShapeError, r"shapes \(1, 3, 31, 32\), the network takes \(1, 3, 32"),
+        (lambda c: c(), ShapeError, "inputs have shapes none"),
+    ],
+)
+def test_bad_inputs_end_in_one_line(call, error, message) -> None:  # type: ignore[no-untyped-def]
+    compiled = compile_network(lower_with_weights(zoo("resnet8"), example_input("resnet8")))
+    with pytest.raises(error, match=message):
+        call(compiled)
+
+
+def test_bad_choices_end_in_one_line() -> None:
+    model = zoo("digits_cnn")
+    with pytest.raises(ConfigError, match="threads is 0, must be >= 1"):
+        compile_network(model, threads=0)
+    with pytest.raises(ConfigError, match="unknown instruction set 'neon'"):
+        compile_network(model, isa="neon")
