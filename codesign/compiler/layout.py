@@ -29,8 +29,8 @@ FLOAT_BYTES = 4
 class Layout:
     """Lanes, samples side by side, grid (gy, gx) and block (bh, bw); see the module.
 
-    >>> Layout(4, 1, (2, 2), (3, 3)).place(np.array(0), np.array(4), np.array(1))
-    (array(0), array(2), array(3))
+    >>> [int(part) for part in Layout(4, 1, (2, 2), (3, 3)).place(np.array(0), np.array(4), np.array(1))]
+    [0, 4, 2]
     """
 
     lanes: int
@@ -100,7 +100,7 @@ def best_layout(lanes: int, n: int, height: int, width: int) -> Layout:
     """The layout of fewest vectors for a map; of equal ones that with more samples side by side, then squarer blocks.
 
     >>> best_layout(16, 1, 14, 14).grid, best_layout(16, 32, 14, 14).samples
-    ((2, 7), 16)
+    ((7, 2), 16)
     """
     found = []
     for samples in sorted({min(n, 2**i) for i in range(lanes.bit_length()) if 2**i <= lanes}):

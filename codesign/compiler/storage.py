@@ -138,7 +138,7 @@ def _kept(work: dict[Taps, int], window: tuple[int, int]) -> tuple[Taps, ...]:
     whole = tuple((y, x) for y in range(window[0]) for x in range(window[1]))
     if whole not in kept and any(_fits(shape, kept, window) is None for shape in ranked):
         kept.append(whole)
-    return tuple(kept)
+    return tuple(sorted(kept))
 
 
 def _fits(taps: Taps, shapes: list[Taps], window: tuple[int, int]) -> tuple[int, int, int] | None:

@@ -60,7 +60,8 @@ def check(graph: LayerGraph | None, weight: np.ndarray, isa: str = "", threads: 
 @settings(max_examples=60)
 @given(
     k=st.integers(1, 9), c=st.integers(1, 6), h=st.integers(1, 19), w=st.integers(1, 19),
-    n=st.sampled_from([1, 1, 2, 17]), stride=st.integers(1, 2), padding=st.integers(0, 2), kept=st.floats(0, 1), share=st.sampled_from([1, 2, 4]),
+    n=st.sampled_from([1, 1, 2, 17]), stride=st.integers(1, 2), padding=st.integers(0, 2), kept=st.floats(0, 1),
+    share=st.sampled_from([1, 2, 4]),
     seed=st.integers(0, 9), isa=st.sampled_from(host_isas()),
 )  # fmt: skip
 def test_patterns(
@@ -74,7 +75,8 @@ def test_patterns(
 @given(
     k=st.integers(1, 5), c=st.integers(1, 4), r=st.integers(1, 7), s=st.integers(1, 7), side=st.integers(1, 23),
     stride=st.integers(1, 3), padding=st.integers(0, 3), dilation=st.integers(1, 2), groups=st.sampled_from([1, 1, 3]),
-    density=st.floats(0, 1), activation=st.sampled_from(["", "relu", "hardtanh(-0.5,0.5)", "hardswish"]), isa=st.sampled_from(host_isas()),
+    density=st.floats(0, 1), activation=st.sampled_from(["", "relu", "hardtanh(-0.5,0.5)", "hardswish"]),
+    isa=st.sampled_from(host_isas()),
 )  # fmt: skip
 def test_any_window_and_any_zeros(
     k: int, c: int, r: int, s: int, side: int, stride: int, padding: int, dilation: int, groups: int, density: float,
