@@ -106,6 +106,11 @@ class Bound:
     arguments: np.ndarray
     stages: tuple[tuple[int, int], ...]
 
+    def call(self, stage: int | None = None) -> np.ndarray:
+        """Arguments of `ProgramKernel` for everything, or for one stage."""
+        begin, end = (0, len(self.table)) if stage is None else self.stages[stage]
+        return np.array([self.table.ctypes.data + begin * self.table.strides[0], end - begin], np.int64)
+
 
 def bind(
     stages: Sequence[Stage],

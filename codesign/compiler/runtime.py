@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,17 +33,16 @@ def aligned(size: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Context:
-    """Memory that one caller has for himself, and the programs bound to it.
-
-    Attributes:
-        calls: for each segment and thread the arguments of `ProgramKernel`.
-    """
+    """Memory that one caller has for himself, and the programs bound to it: for each segment, one a thread."""
 
     arena: np.ndarray
     shared: np.ndarray
     scratch: list[np.ndarray]
-    bound: list[Bound]
-    calls: dict[int, list[np.ndarray]]
+    programs: list[list[Bound]]
+
+
+def part_name(part: Stage | InTorch) -> str:
+    return part.name if isinstance(part, Stage) else part.layer.name
 
 
 class Executable:
@@ -76,8 +76,7 @@ class Executable:
                 for name in self.network.graph.outputs
             ]
         finally:
-            with self._lock:
-                self._free.append(context)
+            self._give(context)
 
     def run(self, context: _Context) -> None:
         """Everything between inputs and outputs, once."""
@@ -86,7 +85,27 @@ class Executable:
                 if isinstance(part, InTorch):
                     self._interpret(context, part.layer)
             if isinstance(parts[0], Stage):
-                self._native(context, i)
+                self._native(context.programs[i])
+
+    def profile(self, inputs: Sequence[np.ndarray], repeats: int) -> dict[str, np.ndarray]:
+        """Wall time of every part, in running order: name -> seconds, float64 (repeats,).
+
+        Parts run one after another, each started from Python, which costs one or two microseconds.
+        """
+        self(inputs)
+        context = self._take()
+        found: dict[str, list[float]] = {part_name(part): [] for part in self.network.parts}
+        for _ in range(repeats):
+            for i, parts in enumerate(self.segments):
+                for place, part in enumerate(parts):
+                    begin = time.perf_counter()
+                    if isinstance(part, InTorch):
+                        self._interpret(context, part.layer)
+                    else:
+                        self._native(context.programs[i], place)
+                    found[part_name(part)].append(time.perf_counter() - begin)
+        self._give(context)
+        return {name: np.array(times) for name, times in found.items()}
 
     def _take(self) -> _Context:
         with self._lock:
@@ -94,16 +113,19 @@ class Executable:
                 return self._free.pop()
         return self._context()
 
+    def _give(self, context: _Context) -> None:
+        with self._lock:
+            self._free.append(context)
+
     def _context(self) -> _Context:
         """Memory of its own with the constants in place, and the programs bound to it."""
         network = self.network
         arena, shared = aligned(network.arena), aligned(ALIGNMENT)
         scratch = [aligned(network.scratch) for _ in range(network.threads)]
-        bound: list[Bound] = []
-        calls: dict[int, list[np.ndarray]] = {}
-        for i, parts in enumerate(self.segments):
+        programs: list[list[Bound]] = []
+        for parts in self.segments:
             stages = [part for part in parts if isinstance(part, Stage)]
-            calls[i] = []
+            programs.append([])
             for thread in range(network.threads if stages else 0):
                 bases = {
                     Space.ARENA: arena.ctypes.data,
@@ -111,17 +133,16 @@ class Executable:
                     Space.SCRATCH: scratch[thread].ctypes.data,
                     Space.SHARED: shared.ctypes.data,
                 }
-                program = bind(stages, thread, network.threads, self._functions, bases)
-                bound.append(program)
-                calls[i].append(np.array([program.table.ctypes.data, len(program.table)], np.int64))
-        context = _Context(arena, shared, scratch, bound, calls)
+                programs[-1].append(bind(stages, thread, network.threads, self._functions, bases))
+        context = _Context(arena, shared, scratch, programs)
         for layer in network.graph.layers:
             if layer.op is Op.CONSTANT and layer.name in network.places:
                 np.copyto(self._view(context, layer.name, layer.shape), network.weights[layer.weight])
         return context
 
-    def _native(self, context: _Context, segment: int) -> None:
-        calls = context.calls[segment]
+    def _native(self, programs: Sequence[Bound], stage: int | None = None) -> None:
+        """Run a segment, or one stage of it, on all threads."""
+        calls = [program.call(stage) for program in programs]
         waiting = [self._pool.submit(self._program, call.ctypes.data) for call in calls[1:]] if self._pool else []
         self._program(calls[0].ctypes.data)
         for future in waiting:

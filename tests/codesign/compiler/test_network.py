@@ -151,6 +151,15 @@ def test_several_threads_may_call_at_once() -> None:
     assert not wrong
 
 
+def test_profiles_name_every_part() -> None:
+    model, x = WithUnknown().eval(), torch.randn(1, 2, 9, 9)
+    for threads in (1, 2):
+        executable = compile_network(model, threads=threads).for_shapes(tuple(x.shape))
+        found = executable.profile([x.numpy()], repeats=3)
+        assert {"conv", "norm", "softmax", "after"} <= set(found)
+        assert all(len(times) == 3 and (times > 0).all() for times in found.values())
+
+
 def test_buffers_that_live_together_lie_apart() -> None:
     rng = np.random.default_rng(0)
     found = {}
