@@ -123,8 +123,29 @@ class Pruner(ABC):
                 found[name] = TypeAdapter(kind, config=LOOSE).validate_python(value)
             except ValidationError as error:
                 hint = f"; try [{value}]" if isinstance(value, str) and get_origin(kind) is Sequence else ""
-                raise ConfigError(f"option {name}={value!r} of {cls.name}: must be {_in_words(kind)}{hint}") from error
+                raise ConfigError(cls.refusal(f"must be {_in_words(kind)}{hint}", **{name: value})) from error
         return found
+
+    @classmethod
+    def refusal(cls, allowed: str, **given: Any) -> str:
+        """What an error says of options that cannot be: "option end=2 of n_m: must be at most 1"."""
+        said = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        return f"option{'s' * (len(given) > 1)} {said} of {cls.name}: {allowed}"
+
+    def phase(self, begin: float, end: float, may_be_empty: bool = False) -> tuple[int, int]:
+        """The optimizer steps of the phase that two fractions of `total_steps` bound.
+
+        Raises:
+            PlanError: fractions out of order or out of [0, 1], or a phase without a step.
+        """
+        given = {"begin": begin, "end": end}
+        if not (0 <= begin <= end <= 1 if may_be_empty else 0 <= begin < end <= 1):
+            order = "<=" if may_be_empty else "<"
+            raise PlanError(self.refusal(f"must be 0 <= begin {order} end <= 1, fractions of the training", **given))
+        first, last = round(begin * self.total_steps), round(end * self.total_steps)
+        if first == last and not may_be_empty:
+            raise PlanError(self.refusal(f"both are step {first} of {self.total_steps}; train longer", **given))
+        return first, last
 
     def loss(self) -> Tensor:
         """What the method adds to the training loss: a scalar; zero unless a method says otherwise."""

@@ -186,7 +186,11 @@ class LearnedThreshold(Pruner):
     ) -> None:
         super().__init__(model, total_steps)
         self.last = round(end * total_steps)
-        _check(self.last, total_steps, density, l0_weight, temperature, update, rate, granularity, interval)
+        if self.last < 1 or not end <= 1:
+            raise PlanError(self.refusal(f"must be at most 1 and at least one of the {total_steps} steps", end=end))
+        if interval is not None and interval < 1:
+            raise PlanError(self.refusal("must be at least 1", interval=interval))
+        _check(density, l0_weight, temperature, update, rate, granularity)
         layers = chosen_weights(self.model, example_inputs, keep=keep, prune_first=prune_first, prune_last=prune_last)
         self.names = tuple(layers.values())
         weights = [masks.dense_weight(self.model, name).float() for name in self.names]
@@ -373,15 +377,12 @@ def _attached(model: nn.Module, name: str) -> tuple[SoftThreshold, nn.Parameter]
 
 
 def _check(
-    last: int,
-    total_steps: int,
     density: float | None,
     l0_weight: float | None,
     temperature: float,
     update: str,
     rate: float | None,
     granularity: str,
-    interval: int | None,
 ) -> None:
     """Raise a PlanError for options out of range."""
     if granularity != "weight":
@@ -396,7 +397,3 @@ def _check(
         raise unknown_name("update", update, ("adam", "sgd"))
     if update == "sgd" and rate is None:
         raise PlanError("update 'sgd' needs rate=, in units of squared weights per gradient; 'adam' finds its own")
-    if not 1 <= last <= total_steps or (interval is not None and interval < 1):
-        raise PlanError(
-            f"end after {last} of {total_steps} steps, interval {interval}: both must be at least 1; end <= 1"
-        )

@@ -139,6 +139,27 @@ def test_bad_options(build, options, message):
         build(small_net(), EXAMPLE, **{"total_steps": 8, **options})
 
 
+def phases():
+    """Fractions that bound no phase, for every method that has one."""
+    for name, found in methods().items():
+        wrong = {"begin": [-0.25, 0.9], "end": [-0.25, 1.5]}
+        yield from ((name, option, value) for option in wrong.keys() & found.options() for value in wrong[option])
+
+
+@pytest.mark.parametrize(("name", "option", "value"), sorted(phases(), key=str))
+def test_a_phase_out_of_order_or_out_of_the_training(name, option, value):
+    found = method(name)
+    data = {"data": batches(2, seed=1)} if found.NEEDS_DATA else {}
+    with pytest.raises(PlanError, match=rf"options? .*{option}={value}.* of {name}: must be .* 1") as caught:
+        found(small_net(), EXAMPLE, 8, **{**found.EXAMPLES[0], "end": 0.8, **data, option: value})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_phase_without_a_step():
+    with pytest.raises(PlanError, match=r"options begin=0\.5, end=0\.51 of gradual_magnitude: both are step 4 of 8"):
+        GradualMagnitude(small_net(), EXAMPLE, 8, begin=0.5, end=0.51)
+
+
 def test_a_model_without_weights():
     with pytest.raises(PlanError, match="no layer with weights to prune"):
         OneShotMagnitude(nn.Sequential(nn.BatchNorm2d(3)), EXAMPLE)
