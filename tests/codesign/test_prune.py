@@ -184,6 +184,14 @@ def test_a_detector_and_its_data_belong_together(tmp_path: Path) -> None:
             prune.run(dataclasses.replace(CONFIG, model=model, data=data), tmp_path / "run")
 
 
+@pytest.mark.parametrize("model", ["digits_cnn", "ssd_digits"])
+def test_an_unknown_data_set_is_answered_with_all_there_are(model: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"mean 'digits_detection'\? Known: cifar10, digits, digits_detection, imagenet"
+    ):
+        load_split(model, "digits_detections", "test")
+
+
 @pytest.mark.data("MNIST")
 def test_a_method_that_needs_labels_is_refused_for_a_detector(monkeypatch, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr(detection, "PICTURES", {"train": 8, "heldout": 8, "test": 8})
