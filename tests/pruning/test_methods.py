@@ -11,7 +11,7 @@ import pruning.methods as registry
 from pruning import masks
 from pruning.methods import Pruner, method, methods
 from pruning.methods.magnitude import GradualMagnitude, OneShotMagnitude
-from pruning.testing import Loop, PrunerContract, batches, small_net
+from pruning.testing import Loop, PrunerContract, UnfinishedContract, batches, small_net
 from tests.pruning.networks import example, network
 from workloads.errors import CodesignError, ConfigError, PlanError
 
@@ -25,6 +25,27 @@ class TestContract(PrunerContract):
     def prune(self, name, options):
         data = {"data": batches(2, seed=1)} if method(name).NEEDS_DATA else {}
         return functools.partial(method(name), **options, **data)
+
+
+USUAL = {"density": 0.5, "prune_first": True, "prune_last": True}
+ON_RECURRENT = {  # what a method needs on a network of a convolution, an LSTM and a classifier; None: refuses it
+    "drop_pruning": {**USUAL, "rho": 0.5, "end": 1.0},
+    "hybrid_pruning": {"tolerance": 1.0, "prune_first": True},
+    "n_m": {"prune_first": True},
+    "network_pruning_network": {"strength": 20.0, "lr": 0.5, "end": 0.75},
+    **{name: {"density": {"head": 0.3}} for name in ("campfire", "pconv")},
+    **dict.fromkeys(("bn_gamma", "fpgm", "l1_filter", "taylor_filter"), None),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in methods() if ON_RECURRENT.get(name, USUAL) is not None])
+class TestRecurrent(UnfinishedContract):
+    network = staticmethod(lambda seed: network("Recurrent", seed))
+
+    @pytest.fixture
+    def prune(self, name):
+        data = {"data": batches(2, seed=1)} if method(name).NEEDS_DATA else {}
+        return functools.partial(method(name), **ON_RECURRENT.get(name, USUAL), **data)
 
 
 class TestRegistry:
