@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning import masks
@@ -34,6 +35,8 @@ from pruning.methods.base import Inputs, Pruner, register
 from pruning.trail import Trail
 from workloads.errors import PlanError, unknown_name
 
+CLOSED = -40.0
+"""Where gates count as closed, in units of z = (w^2 - tau) / T."""
 BAND = 4.0
 """A weight is in the transition band while |w^2 - tau| < 4 T, where its gate is between 0.018 and 0.982."""
 ARRIVAL = 0.8
@@ -44,6 +47,10 @@ START, GAIN, STIFFNESS = 0.01, 100.0, 10.0
 
 class SoftThreshold(MaskedWeight):
     """The parametrization w -> w sigm((w^2 - tau) / T), or w -> w mask once it is frozen.
+
+    Differs from the paper: below (w^2 - tau) / T = -40 the gate is 0, and so is its gradient; sigm(-40) = 4e-18 is lost
+    beside what is kept. Without it many weights are denormal numbers, with which a CPU multiplies slowly: 100 steps of
+    LeNet-5 in float32 took up to three times as long.
 
     Attributes:
         threshold, temperature: tau and T, float32 scalars.
@@ -68,7 +75,7 @@ class SoftThreshold(MaskedWeight):
 
     def gate(self, weight: Tensor) -> Tensor:
         """s, float32."""
-        return torch.sigmoid(self.distance(weight))
+        return torch.sigmoid(F.threshold(self.distance(weight), CLOSED, -math.inf))
 
     def distance(self, weight: Tensor) -> Tensor:
         """z = (w^2 - tau) / T, float32."""
