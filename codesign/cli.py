@@ -133,11 +133,14 @@ def train(
     weights: Weights = None,
     seed: Seed = 0,
     device: Device = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a weights file that is there.")] = False,
 ) -> None:
     """Train a network of the zoo on a data set."""
     from codesign.train import train_model
 
-    train_model(model, data, out, epochs=epochs, rate=rate, weights=weights, seed=seed, device=device)
+    train_model(
+        model, data, out, epochs=epochs, rate=rate, weights=weights, seed=seed, device=device, overwrite=overwrite
+    )
 
 
 @app.command()
