@@ -20,7 +20,7 @@ from codesign.compiler.moves import plan_move
 from codesign.compiler.ops import Operator, operators
 from codesign.compiler.plan import Context, Place, Shape, as_image, plain_layout
 from codesign.compiler.program import At, Data, Space, Stage
-from codesign.compiler.steps import Residual, Step, steps_of
+from codesign.compiler.steps import Residual, Step, steps_of, without_pool
 from workloads.graph import Layer, LayerGraph, Op
 from workloads.verify import verify_weights
 
@@ -111,6 +111,10 @@ class _Layouts:
             return
         sources = [self.layouts[name] for name in step.inputs]
         layout = operator.layout(step, sources, self.shapes[step.output], self.lanes)
+        if step.pool is not None and not _keeps_lanes(step, sources[0], layout):
+            for part in without_pool(step):  # or every tile of the convolution would gather its input
+                self.add(part)
+            return
         self.layouts[step.output] = layout
         inputs = tuple(self._readable(name, operator, layout) for name in step.inputs)
         if step.residual is not None:
@@ -155,6 +159,13 @@ class _Layouts:
         layer = step.layer
         self.layouts[layer.name] = plain_layout(self.shapes[layer.name])
         self.order.append(InTorch(replace(layer, inputs=tuple(self.plain(name) for name in layer.inputs))))
+
+
+def _keeps_lanes(step: Step, source: Layout, out: Layout) -> bool:
+    """Whether a convolution that pools reads and writes the same blocks of the map."""
+    down, right = step.layer.stride
+    block = (2 * down * out.block[0], 2 * right * out.block[1])
+    return source.is_plain or source == replace(out, block=block)
 
 
 # ---- memory ---------------------------------------------------------------------------------------------------------
