@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading as threads_module
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from codesign.compiler.isa import find_isa
+from codesign.compiler.isa import Isa, find_isa
 from codesign.compiler.network import build
+from codesign.compiler.plan import Tuning
 from codesign.compiler.runtime import Executable
+from codesign.compiler.tune import Cache, default_cache
+from codesign.compiler.tune import tune as measured
 from workloads.errors import ConfigError, ShapeError
 from workloads.graph import LayerGraph
 from workloads.lowering import lower_with_weights
@@ -20,6 +23,8 @@ Arrays = np.ndarray | Tensor
 Network = nn.Module | tuple[LayerGraph, dict[str, np.ndarray]]
 """A module, or its graph with weights."""
 Shapes = tuple[tuple[int, ...], ...]
+Tuner = Callable[[LayerGraph, Mapping[str, np.ndarray], Isa], Mapping[str, Tuning]]
+"""From a graph to tunings of its convolutions."""
 
 
 class Compiled:
@@ -28,11 +33,11 @@ class Compiled:
     Code is made when inputs of a new shape come: `for_shapes` does so ahead of time.
     """
 
-    def __init__(self, network: Network, threads: int = 1, isa: str = "") -> None:
+    def __init__(self, network: Network, threads: int = 1, isa: str = "", tuner: Tuner | None = None) -> None:
         if threads < 1:
             raise ConfigError(f"threads is {threads}, must be >= 1")
         self.isa, self.threads = find_isa(isa), threads
-        self._network = network
+        self._network, self._tuner = network, tuner
         self._made: dict[Shapes, Executable] = {}
         self._lock = threads_module.Lock()
 
@@ -53,7 +58,8 @@ class Compiled:
         with self._lock:
             if key not in self._made:
                 graph, weights = self._lower(key)
-                self._made[key] = Executable(build(graph, weights, self.isa, self.threads))
+                tunings = self._tuner(graph, weights, self.isa) if self._tuner else None
+                self._made[key] = Executable(build(graph, weights, self.isa, self.threads, tunings))
             return self._made[key]
 
     def _lower(self, shapes: Shapes) -> tuple[LayerGraph, dict[str, np.ndarray]]:
@@ -74,6 +80,7 @@ def compile_network(
     *,
     threads: int = 1,
     isa: str = "",
+    tune: bool = False,
 ) -> Compiled:
     """Native code for a network, pruned or not: zeros of its weights are not computed.
 
@@ -82,6 +89,7 @@ def compile_network(
             as `workloads.lowering.lower_with_weights` gives them.
         example_inputs: compile for their shapes now; else at the first call.
         threads: that share each layer. isa: "avx512", "avx2" or "sse2"; by default the best that this machine has.
+        tune: measure tiles for every convolution instead of estimating them: seconds, once a layer and machine.
 
     Raises:
         ConfigError: llvmlite is not installed, or this machine lacks the instruction set.
@@ -96,11 +104,16 @@ def compile_network(
     >>> compiled(torch.ones(1, 2, 8, 8)).shape
     torch.Size([1, 3, 8, 8])
     """
-    found = Compiled(network, threads, isa)
+    found = Compiled(network, threads, isa, _tune if tune else None)
     if example_inputs is not None:
         given = [example_inputs] if isinstance(example_inputs, Tensor) else example_inputs
         found.for_shapes(*(tuple(x.shape) for x in given))
     return found
+
+
+def _tune(graph: LayerGraph, weights: Mapping[str, np.ndarray], isa: Isa) -> dict[str, Tuning]:
+    """With a bar, and with what this machine's user has measured before."""
+    return measured(graph, weights, isa, Cache.load(default_cache()), progress=True)
 
 
 def _array(place: int, x: Arrays) -> np.ndarray:

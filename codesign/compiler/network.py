@@ -18,7 +18,7 @@ from codesign.compiler.isa import Isa
 from codesign.compiler.layout import FLOAT_BYTES, Layout, best_layout
 from codesign.compiler.moves import plan_move
 from codesign.compiler.ops import Operator, operators
-from codesign.compiler.plan import Context, Place, Shape, as_image, plain_layout
+from codesign.compiler.plan import Context, Place, Shape, Tuning, as_image, plain_layout
 from codesign.compiler.program import At, Data, Space, Stage
 from codesign.compiler.steps import Residual, Step, steps_of, without_pool
 from workloads.graph import Layer, LayerGraph, Op
@@ -70,26 +70,42 @@ class Network:
     weights: Mapping[str, np.ndarray]
 
 
-def build(graph: LayerGraph, weights: Mapping[str, np.ndarray], isa: Isa, threads: int = 1) -> Network:
+def build(
+    graph: LayerGraph,
+    weights: Mapping[str, np.ndarray],
+    isa: Isa,
+    threads: int = 1,
+    tunings: Mapping[str, Tuning] | None = None,
+) -> Network:
     """Decide everything about a graph.
+
+    Args:
+        tunings: of convolutions, by the name of what they write (`Stage.name`); estimated where there is none.
 
     Raises:
         DataError, ShapeError: the weights do not fit the graph.
     """
+    order, places, arena, naive = arrange(graph, weights, isa)
+    context = Context(isa, weights, places, Data(), threads, tunings or {})
+    parts = [_plan(item, context) for item in order]
+    kept = tuple(part for part in parts if isinstance(part, InTorch) or part.works)
+    outside = [part.layer for part in kept if isinstance(part, InTorch)]
+    outside += [layer for layer in graph.layers if layer.op is Op.CONSTANT]
+    needed = {key: weights[key] for layer in outside for key in (layer.weight, layer.bias) if key}
+    return Network(graph, isa, threads, kept, arena, context.scratch, context.data.array(), places, naive, needed)
+
+
+def arrange(
+    graph: LayerGraph, weights: Mapping[str, np.ndarray], isa: Isa
+) -> tuple[list[Step | Move | InTorch], dict[str, Place], int, int]:
+    """Steps and moves in running order, places of tensors, bytes of the arena, bytes without reuse."""
     verify_weights(graph, weights)
     layouts = _Layouts(graph, isa.lanes)
     for step in steps_of(graph):
         layouts.add(step)
     for name in graph.outputs:
         layouts.plain(name)
-    places, arena, naive = _memory(graph, layouts)
-    context = Context(isa, weights, places, Data(), threads)
-    parts = [_plan(item, context) for item in layouts.order]
-    kept = tuple(part for part in parts if isinstance(part, InTorch) or part.works)
-    outside = [part.layer for part in kept if isinstance(part, InTorch)]
-    outside += [layer for layer in graph.layers if layer.op is Op.CONSTANT]
-    needed = {key: weights[key] for layer in outside for key in (layer.weight, layer.bias) if key}
-    return Network(graph, isa, threads, kept, arena, context.scratch, context.data.array(), places, naive, needed)
+    return (layouts.order, *_memory(graph, layouts))
 
 
 class _Layouts:

@@ -1,8 +1,8 @@
 """The convolution of a small map, channel by channel: what is loaded of the input serves every filter that wants it.
 
-Where a filter's outputs are few vectors, computing filter by filter (`kernels.convolution`) reads a whole footprint
-for a handful of multiplications and waits for sums that depend on one another. Here the sums of all filters lie in the
-nearest cache instead, and kernels come in *runs* of one channel, shape and shift: the run's inputs are loaded once, then
+Where a filter's outputs are few vectors, computing filter by filter (`kernels.convolution`) loads a whole footprint
+for few multiplications and waits for sums that depend on one another. Here the sums of all filters lie in the nearest
+cache instead, and kernels come in *runs* of one channel, shape and shift: the run's inputs are loaded once, then
 each of its kernels adds to its filter's sums:
 
     sums[k][i, j] += weight[tap] * packed[c][i * stride + y, j * stride + x]      for the taps (y, x) of the shape

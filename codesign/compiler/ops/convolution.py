@@ -13,7 +13,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from codesign.compiler.kernels.scatter import ScatterKernel
 from codesign.compiler.layout import FLOAT_BYTES, Layout, best_layout
 from codesign.compiler.ops import Operator
 from codesign.compiler.packed import SCRATCH, Packed
-from codesign.compiler.plan import Context, Shape
+from codesign.compiler.plan import Context, Shape, Tuning
 from codesign.compiler.program import At, Call, Space, Stage, Work
 from codesign.compiler.steps import Step
 from codesign.compiler.storage import FilterGroups, Kernels, Packing, encode, encode_runs, find_kernels
@@ -39,22 +38,6 @@ SUMS_BYTES = 24 * 1024
 """Of the sums of all filters that a scattering kernel adds to: they stay in the nearest cache."""
 WASTE = 1.25
 """Vectors of a layout over those of the best, up to which the input's blocks are kept."""
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """What may be chosen freely for a convolution.
-
-    Attributes:
-        tile: outputs (rows, columns) of a filter that stay in registers. filters: at most so many that share their
-            kernels are computed together. ahead: kernels by which packed tiles are prefetched; 0 for not.
-        order: whether filters are the outer loop, or channels, which then has neither groups nor prefetching.
-    """
-
-    tile: tuple[int, int]
-    filters: int = 1
-    ahead: int = 0
-    order: Literal["filter", "channel"] = "filter"
 
 
 def window_of(layer: Layer) -> Window:
@@ -80,10 +63,11 @@ def _vectors(layout: Layout, shape: Shape) -> int:
     return layout.passes(shape[0]) * math.prod(layout.block)
 
 
-def default_tuning(isa: Isa, kernels: Kernels, window: Window, block: tuple[int, int], multiple: int) -> Tuning:
-    """The choice with the least estimated time (`_cost`); channels first where a whole block is a few vectors."""
-    if math.prod(block) <= FEW_OUTPUTS:
-        return Tuning(block, order="channel")
+def tunings(isa: Isa, kernels: Kernels, window: Window, block: tuple[int, int], multiple: int) -> list[Tuning]:
+    """All choices, those with the least estimated time (`_cost`) first.
+
+    Where a whole block is a few vectors, channels come first, and filters only after.
+    """
     largest = max((len(part) for part in kernels.classes()), default=1)
     groups = [size for size in (1, 2, 4) if size <= largest]
     found = []
@@ -92,7 +76,8 @@ def default_tuning(isa: Isa, kernels: Kernels, window: Window, block: tuple[int,
         if is_whole and rows * columns * size <= max(isa.registers - RESERVED, multiple**2):
             tuning = Tuning((rows, columns), size)
             found.append((_cost(kernels, window, block, multiple, tuning), tuning.tile, tuning))
-    return min(found, key=lambda item: item[:2])[2]
+    by_filter = [tuning for _, _, tuning in sorted(found, key=lambda item: item[:2])]
+    return [Tuning(block, order="channel")] * (math.prod(block) <= FEW_OUTPUTS) + by_filter
 
 
 def _cost(kernels: Kernels, window: Window, block: tuple[int, int], multiple: int, tuning: Tuning) -> float:
@@ -120,13 +105,29 @@ def _loads(window: Window, tile: tuple[int, int], taps: Taps) -> int:
 # ---- calls ----------------------------------------------------------------------------------------------------------
 
 
-def plan_convolution(step: Step, context: Context, tuning: Tuning | None = None) -> Stage:
-    """The stage of a convolution with everything that it absorbed."""
+def kernels_of_step(step: Step, context: Context) -> Kernels:
+    layer = step.layer
+    return find_kernels(context.weights[layer.weight].reshape(layer.weight_shape), layer.groups)
+
+
+def choices(step: Step, context: Context, kernels: Kernels) -> list[Tuning]:
+    """How a step may be computed, the most promising first."""
+    pool = 1 if step.pool is None else 2
+    block = context.places[step.output].layout.block
+    return tunings(context.isa, kernels, window_of(step.layer), (block[0] * pool, block[1] * pool), pool)
+
+
+def plan_convolution(step: Step, context: Context) -> Stage:
+    """The stage of a convolution with all that it absorbed, as `context.tunings` says or as is estimated best."""
+    kernels = kernels_of_step(step, context)
+    tuning = context.tunings.get(step.output) or choices(step, context, kernels)[0]
+    return plan_tuned(step, context, kernels, tuning)
+
+
+def plan_tuned(step: Step, context: Context, kernels: Kernels, tuning: Tuning) -> Stage:
     layer, out = step.layer, context.places[step.output]
     pool = 1 if step.pool is None else 2
     whole = replace(out.layout, block=(out.layout.block[0] * pool, out.layout.block[1] * pool))
-    kernels = find_kernels(context.weights[layer.weight].reshape(layer.weight_shape), layer.groups)
-    tuning = tuning or default_tuning(context.isa, kernels, window_of(layer), whole.block, pool)
     packed = Packed.cut(context.places[step.inputs[0]], whole, window_of(layer), tuning.tile, pool)
     plan = _Plan(step, context, tuning, packed, kernels)
     parts = 1 if len(packed.tiles) * out.passes >= 2 * context.threads else context.threads
