@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading as threads_module
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from codesign.compiler.artifact import load, save
 from codesign.compiler.isa import Isa, find_isa
 from codesign.compiler.network import build
 from codesign.compiler.plan import Tuning
@@ -39,6 +41,7 @@ class Compiled:
         self.isa, self.threads = find_isa(isa), threads
         self._network, self._tuner = network, tuner
         self._made: dict[Shapes, Executable] = {}
+        self._tunings: dict[Shapes, Mapping[str, Tuning]] = {}
         self._lock = threads_module.Lock()
 
     def __call__(self, *inputs: Arrays) -> Arrays | tuple[Arrays, ...]:
@@ -58,9 +61,38 @@ class Compiled:
         with self._lock:
             if key not in self._made:
                 graph, weights = self._lower(key)
-                tunings = self._tuner(graph, weights, self.isa) if self._tuner else None
-                self._made[key] = Executable(build(graph, weights, self.isa, self.threads, tunings))
+                if self._tuner and key not in self._tunings:
+                    self._tunings[key] = self._tuner(graph, weights, self.isa)
+                network = build(graph, weights, self.isa, self.threads, self._tunings.get(key))
+                self._made[key] = Executable(network)
             return self._made[key]
+
+    @property
+    def first(self) -> Executable:
+        """The code of the shapes that came first.
+
+        Raises:
+            ConfigError: none came yet.
+        """
+        if not self._made:
+            raise ConfigError("nothing is compiled yet: call the network once, or give example_inputs")
+        return next(iter(self._made.values()))
+
+    @property
+    def lowered(self) -> tuple[LayerGraph, dict[str, np.ndarray]]:
+        """The graph of the shapes that came first, and its arrays."""
+        return self._lower(tuple(layer.shape for layer in self.first.network.graph.inputs))
+
+    def save(self, folder: Path | str) -> None:
+        """Keep graph, weights and tuned plan of the shapes that came first; `load_compiled` reads them again.
+
+        Raises:
+            ConfigError: nothing is compiled yet, or the folder holds other files.
+            DataError: the place cannot be written.
+        """
+        network = self.first.network
+        shapes = tuple(layer.shape for layer in network.graph.inputs)
+        save(Path(folder), network, self.lowered[1], self._tunings.get(shapes, {}))
 
     def _lower(self, shapes: Shapes) -> tuple[LayerGraph, dict[str, np.ndarray]]:
         if not isinstance(self._network, tuple):
@@ -108,6 +140,24 @@ def compile_network(
     if example_inputs is not None:
         given = [example_inputs] if isinstance(example_inputs, Tensor) else example_inputs
         found.for_shapes(*(tuple(x.shape) for x in given))
+    return found
+
+
+def load_compiled(folder: Path | str, threads: int | None = None) -> Compiled:
+    """A network that `Compiled.save` kept, with its tuned plan.
+
+    Args:
+        threads: instead of those it was saved with.
+
+    Raises:
+        ConfigError: the folder holds none, one of another format, or one for another processor.
+        DataError: a file is damaged.
+    """
+    graph, weights, isa, saved, tunings = load(Path(folder))
+    found = Compiled((graph, weights), saved if threads is None else threads, isa)
+    shapes = tuple(layer.shape for layer in graph.inputs)
+    found._tunings[shapes] = tunings
+    found.for_shapes(*shapes)
     return found
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from codesign.compiler.moves import plan_move
 from codesign.compiler.ops import Operator, operators
 from codesign.compiler.plan import Context, Place, Shape, Tuning, as_image, plain_layout
 from codesign.compiler.program import At, Data, Space, Stage
+from codesign.compiler.records import layout_text
 from codesign.compiler.steps import Residual, Step, steps_of, without_pool
 from workloads.graph import Layer, LayerGraph, Op
 from workloads.verify import verify_weights
@@ -254,5 +256,24 @@ def _plan(item: Step | Move | InTorch, context: Context) -> Stage | InTorch:
         return item
     if isinstance(item, Move):
         source, out = context.places[item.source], context.places[item.output]
-        return plan_move(item.output, context, source, out, item.stride, item.start)
-    return operators()[item.layer.op].plan(item, context)
+        stage = plan_move(item.output, context, source, out, item.stride, item.start)
+        return replace(stage, record={"op": "move", "layout": {"output": layout_text(out.layout)}})
+    stage = operators()[item.layer.op].plan(item, context)
+    return replace(stage, record={**_record(item, context), **stage.record})
+
+
+def _record(step: Step, context: Context) -> dict[str, Any]:
+    layer = step.layer
+    found: dict[str, Any] = {
+        "op": str(layer.op),
+        "info": {"input": list(context.places[step.inputs[0]].shape), "output": list(layer.shape)},
+        "layout": {
+            "input": layout_text(context.places[step.inputs[0]].layout),
+            "output": layout_text(context.places[step.output].layout),
+        },
+    }
+    if step.activation:
+        found["info"]["activation"] = step.activation
+    if step.absorbed:
+        found["does"] = list(step.absorbed)
+    return found

@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -138,7 +139,32 @@ def plan_tuned(step: Step, context: Context, kernels: Kernels, tuning: Tuning) -
         for share in shares:
             work = (share.kernels + packed.source.shape[1]) * math.prod(tile.size)
             works.append(Work((pack, *(make(tile, batch) for make in share.calls)), work))
-    return Stage(step.output, tuple(works))
+    return Stage(step.output, tuple(works), _record(plan))
+
+
+def _record(plan: _Plan) -> dict[str, Any]:
+    """What is known of a convolution's weights, and how they are computed."""
+    layer, kernels, tuning = plan.step.layer, plan.kernels, plan.tuning
+    tensor = {"weights": list(layer.weight_shape), "strides": list(layer.stride), "dilations": list(layer.dilation)}
+    sharing = max((len(part) for part in kernels.classes()), default=0)
+    return {
+        "convolution": {**tensor, "padding": list(layer.padding), "groups": layer.groups},
+        "pattern": {
+            "shapes": [" ".join(f"{y},{x}" for y, x in taps) for taps in kernels.shapes],
+            "kernels": len(kernels.filter),
+            "of": layer.k * layer.c // layer.groups,
+            "multiplications_per_pixel": kernels.taps,
+            "filters_that_agree": sharing,
+        },
+        "storage": {"layout": "FKW", "bytes": int(len(kernels.filter) + kernels.taps) * FLOAT_BYTES},
+        "tuning": {
+            "order": tuning.order,
+            "tile": list(tuning.tile),
+            "unroll_filters": tuning.filters,
+            "prefetch_kernels": tuning.ahead,
+            "tiles": len(plan.packed.tiles),
+        },
+    }
 
 
 @dataclass(frozen=True)
