@@ -31,8 +31,6 @@ from codesign.compiler.storage import FilterGroups, Kernels, Packing, encode, en
 from codesign.compiler.tiles import Tile, Window, cut
 from workloads.graph import Layer, Op
 
-RESERVED = 7
-"""Registers that are no sums: weights and inputs."""
 FEW_OUTPUTS = 8
 """Vectors of a filter's whole block up to which channels come first."""
 SUMS_BYTES = 24 * 1024
@@ -74,7 +72,7 @@ def tunings(isa: Isa, kernels: Kernels, window: Window, block: tuple[int, int], 
     found = []
     for size, rows, columns in itertools.product(groups, range(1, block[0] + 1), range(1, block[1] + 1)):
         is_whole = rows % multiple == columns % multiple == 0
-        if is_whole and rows * columns * size <= max(isa.registers - RESERVED, multiple**2):
+        if is_whole and rows * columns * size <= max(isa.sums, multiple**2):
             tuning = Tuning((rows, columns), size)
             found.append((_cost(kernels, window, block, multiple, tuning), tuning.tile, tuning))
     by_filter = [tuning for _, _, tuning in sorted(found, key=lambda item: item[:2])]
