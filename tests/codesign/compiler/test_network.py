@@ -114,6 +114,19 @@ class WithUnknown(nn.Module):
         return self.after(torch.softmax(self.norm(self.conv(x)), 1))
 
 
+class Ends(nn.Module):
+    """Softmax and its logarithm over the last axis, of features and of maps."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.softmax(x.flatten(1), 1), torch.log_softmax(3 * x, -1)
+
+
+@pytest.mark.parametrize("isa", host_isas())
+def test_softmax(isa: str) -> None:
+    network = check(Ends(), 30 * torch.randn(3, 2, 5, 7), isa)
+    assert "softmax" not in {part.layer.op.value for part in network.parts if isinstance(part, InTorch)}
+
+
 def test_what_is_not_compiled_runs_in_torch() -> None:
     network = check(WithUnknown().eval(), torch.randn(1, 2, 9, 9), threads=2)
     assert [part.layer.name for part in network.parts if isinstance(part, InTorch)] == ["norm", "softmax"]
