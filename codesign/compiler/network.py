@@ -88,7 +88,8 @@ def build(
         DataError, ShapeError: the weights do not fit the graph.
     """
     order, places, arena, naive = arrange(graph, weights, isa)
-    context = Context(isa, weights, places, Data(), threads, tunings or {})
+    read = channels_read(order, weights, graph.outputs)
+    context = Context(isa, weights, places, Data(), threads, tunings or {}, read)
     parts = [_plan(item, context) for item in order]
     kept = tuple(part for part in parts if isinstance(part, InTorch) or part.works)
     outside = [part.layer for part in kept if isinstance(part, InTorch)]
@@ -108,6 +109,25 @@ def arrange(
     for name in graph.outputs:
         layouts.plain(name)
     return (layouts.order, *_memory(graph, layouts))
+
+
+def channels_read(
+    order: Sequence[Step | Move | InTorch], weights: Mapping[str, np.ndarray], outputs: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Which channels of each tensor that only convolutions read have a weight somewhere, bool; others are absent."""
+    found: dict[str, np.ndarray] = {}
+    whole = set(outputs)
+    for item in order:
+        if not isinstance(item, Step) or item.layer.op is not Op.CONV:
+            whole |= set(_read(item))
+            continue
+        whole |= {item.residual.tensor} if item.residual is not None else set()
+        layer = item.layer
+        k, c, r, s = layer.weight_shape
+        used = (weights[layer.weight].reshape(layer.groups, k // layer.groups, c, r * s) != 0).any(axis=(1, 3)).ravel()
+        name = item.inputs[0]
+        found[name] = found[name] | used if name in found else used
+    return {name: used for name, used in found.items() if name not in whole}
 
 
 class _Layouts:

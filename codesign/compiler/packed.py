@@ -22,6 +22,8 @@ class Packed:
     Attributes:
         source: the input. out: the layout of what is computed from it. tiles: of out's blocks.
         row, plane: vectors of a row and of a channel of every packed tile: kernels have one offset for all tiles.
+        channels: those of the source that are packed, one after another; integer.
+        planes: where their offsets are kept.
     """
 
     source: Place
@@ -30,13 +32,27 @@ class Packed:
     tiles: tuple[Tile, ...]
     row: int
     plane: int
+    channels: np.ndarray
+    planes: At
 
     @classmethod
-    def cut(cls, source: Place, out: Layout, window: Window, tile: tuple[int, int], multiple: int = 1) -> Packed:
+    def cut(
+        cls,
+        context: Context,
+        source: Place,
+        out: Layout,
+        window: Window,
+        tile: tuple[int, int],
+        multiple: int = 1,
+        channels: np.ndarray | None = None,
+    ) -> Packed:
+        """Tiles of at most some size; `channels` by default all."""
+        channels = np.arange(source.shape[1]) if channels is None else channels
+        planes = context.data.add((channels * source.plane).astype(np.int32))
         tiles = tuple(cut(out.block, tile, multiple))
         sizes = [window.footprint(part.size) for part in tiles]
         row = max(columns for _, columns in sizes)
-        return cls(source, out, window, tiles, row, row * max(rows for rows, _ in sizes))
+        return cls(source, out, window, tiles, row, row * max(rows for rows, _ in sizes), channels, planes)
 
     @property
     def plane_bytes(self) -> int:
@@ -44,21 +60,20 @@ class Packed:
 
     @property
     def size(self) -> int:
-        """Bytes of all channels."""
-        return self.plane_bytes * self.source.shape[1]
+        """Bytes of all packed channels."""
+        return self.plane_bytes * len(self.channels)
 
     def call(self, context: Context, tile: Tile, batch: int, fill: float = 0.0) -> Call:
-        """The copy of all channels' footprint of a tile to the start of scratch memory; `fill` outside the map."""
+        """The copy of the channels' footprint of a tile to the start of scratch memory; `fill` outside the map."""
         source, vector = self.source, self.out.lanes * FLOAT_BYTES
-        channels, size = source.shape[1], (source.shape[2], source.shape[3])
+        size, where = (source.shape[2], source.shape[3]), (len(self.channels), self.planes, self.plane_bytes)
         shifted = shift_moves(source.layout, self.out, size, self.window, tile, self.row)
         if shifted is not None:
             base, moves = shifted
             start = source.batch(batch) + base * vector
-            return Call(PackKernel(moves, fill), (start, SCRATCH, channels, source.plane, self.plane_bytes))
+            return Call(PackKernel(moves, fill), (start, SCRATCH, *where))
         table = np.full((self.window.footprint(tile.size)[0], self.row, self.out.lanes), -1, np.int32)
         reads = np.array(self.window.reads(tile.size))
         table[reads[:, 0], reads[:, 1]] = gather_table(source.layout, self.out, source.shape, self.window, tile, batch)
         vectors = table.shape[0] * self.row
-        arguments = (source.start, SCRATCH, channels, source.plane, self.plane_bytes, context.data.add(table), vectors)
-        return Call(GatherKernel(fill), arguments)
+        return Call(GatherKernel(fill), (source.start, SCRATCH, *where, context.data.add(table), vectors))

@@ -77,6 +77,7 @@ class Context:
 
     Attributes:
         weights: array by key. places: of tensors, by name. data: constants, added to as steps are planned.
+        read: which channels of a tensor somebody reads, bool; absent where all are.
         threads: so many will run a stage. tunings: of convolutions, by output.
         scratch: bytes that a thread needs, the most of any call.
     """
@@ -87,6 +88,7 @@ class Context:
     data: Data
     threads: int = 1
     tunings: Mapping[str, Tuning] = field(default_factory=dict)
+    read: Mapping[str, np.ndarray] = field(default_factory=dict)
     scratch: int = field(default=0)
 
     def need_scratch(self, size: int) -> None:

@@ -205,9 +205,11 @@ class FilterGroups:
     kernels: np.ndarray
 
 
-def encode(kernels: Kernels, bias: np.ndarray, packing: Packing, most: int) -> Iterator[FilterGroups]:
-    """Headers and stream of a layer, a part for each size of group; sizes are `most` and its halves down to 1."""
-    rest = kernels.classes()
+def encode(
+    kernels: Kernels, bias: np.ndarray, packing: Packing, filters: np.ndarray, most: int
+) -> Iterator[FilterGroups]:
+    """Headers and stream of some filters, a part for each size of group; sizes are `most` and its halves down to 1."""
+    rest = [part[np.isin(part, filters)] for part in kernels.classes()]
     size = most
     while size:
         members = [part[i : i + size] for part in rest for i in range(0, len(part) - size + 1, size)]
@@ -255,7 +257,7 @@ def _encode(kernels: Kernels, bias: np.ndarray, packing: Packing, members: np.nd
 
 @dataclass(frozen=True)
 class FilterRuns:
-    """Neighbouring filters, encoded for `ScatterKernel`.
+    """Some filters, encoded for `ScatterKernel`.
 
     Attributes:
         shapes: of the layer. headers: int32 (filters, 3). counts: int32, runs of each shape. stream: int32 words.
@@ -269,9 +271,9 @@ class FilterRuns:
     kernels: int
 
 
-def encode_runs(kernels: Kernels, bias: np.ndarray, packing: Packing, begin: int, end: int, size: int) -> FilterRuns:
-    """Headers and stream of filters from `begin` to before `end`, whose sums take `size` bytes each."""
-    rows = np.flatnonzero((kernels.filter >= begin) & (kernels.filter < end))
+def encode_runs(kernels: Kernels, bias: np.ndarray, packing: Packing, filters: np.ndarray, size: int) -> FilterRuns:
+    """Headers and stream of some filters, ascending, whose sums take `size` bytes each."""
+    rows = np.flatnonzero(np.isin(kernels.filter, filters))
     keys = np.stack([kernels.shape[rows], kernels.channel[rows], kernels.row[rows], kernels.column[rows]])
     order = np.lexsort((kernels.filter[rows], *keys[::-1]))
     rows, keys = rows[order], keys[:, order]
@@ -285,11 +287,10 @@ def encode_runs(kernels: Kernels, bias: np.ndarray, packing: Packing, begin: int
     stream[runs] = packing.inputs(kernels, rows[is_first])
     stream[runs + 1] = np.diff([*np.flatnonzero(is_first), len(rows)])
     own = ends - taps - 1
-    stream[own] = (kernels.filter[rows] - begin) * size
+    stream[own] = np.searchsorted(filters, kernels.filter[rows]) * size
     for length in np.unique(taps):
         here = taps == length
         stream.view(np.float32)[own[here, None] + 1 + np.arange(length)] = kernels.weights[rows[here], :length]
-    filters = np.arange(begin, end)
     integers = [filters * packing.out_plane, packing.residuals(filters)]
     headers = np.stack(
         [*(part.astype(np.int32) for part in integers), bias[filters].astype(np.float32).view(np.int32)], 1

@@ -24,7 +24,7 @@ import numpy as np
 from codesign.compiler.isa import Isa
 from codesign.compiler.jit import code
 from codesign.compiler.kernels.control import ProgramKernel
-from codesign.compiler.network import arrange
+from codesign.compiler.network import arrange, channels_read
 from codesign.compiler.ops.convolution import choices, kernels_of_step, plan_tuned
 from codesign.compiler.plan import Context, Tuning
 from codesign.compiler.program import Data, Space, Stage, bind, kernels_of
@@ -109,11 +109,11 @@ def tune(
     """
     cache = cache if cache is not None else Cache()
     order, places, arena, _ = arrange(graph, weights, isa)
-    bench = _Bench(isa, arena)
+    bench, read = _Bench(isa, arena), channels_read(order, weights, graph.outputs)
     steps = [item for item in order if isinstance(item, Step) and item.layer.op is Op.CONV]
     found: dict[str, Tuning] = {}
     for step in shown(steps, "tuning", len(steps), progress):
-        context = Context(isa, weights, places, Data())
+        context = Context(isa, weights, places, Data(), read=read)
         kernels = kernels_of_step(step, context)
         name = _key(step, context, kernels)
         if name not in cache.found:

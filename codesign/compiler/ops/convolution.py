@@ -127,15 +127,17 @@ def plan_tuned(step: Step, context: Context, kernels: Kernels, tuning: Tuning) -
     layer, out = step.layer, context.places[step.output]
     pool = 1 if step.pool is None else 2
     whole = replace(out.layout, block=(out.layout.block[0] * pool, out.layout.block[1] * pool))
-    packed = Packed.cut(context.places[step.inputs[0]], whole, window_of(layer), tuning.tile, pool)
-    plan = _Plan(step, context, tuning, packed, kernels)
+    channels, ranks = np.unique(kernels.channel, return_inverse=True)
+    source = context.places[step.inputs[0]]
+    packed = Packed.cut(context, source, whole, window_of(layer), tuning.tile, pool, channels)
+    plan = _Plan(step, context, tuning, packed, replace(kernels, channel=ranks))
     parts = 1 if len(packed.tiles) * out.passes >= 2 * context.threads else context.threads
     shares = list((_by_channel if tuning.order == "channel" else _by_filter)(plan, parts))
     works = []
     for batch, tile in itertools.product(range(out.passes), packed.tiles):
         pack = packed.call(context, tile, batch)
         for share in shares:
-            work = (share.kernels + packed.source.shape[1]) * math.prod(tile.size)
+            work = (share.kernels + len(channels)) * math.prod(tile.size)
             works.append(Work((pack, *(make(tile, batch) for make in share.calls)), work))
     return Stage(step.output, tuple(works), _record(plan))
 
@@ -153,6 +155,8 @@ def _record(plan: _Plan) -> dict[str, Any]:
             "of": layer.k * layer.c // layer.groups,
             "multiplications_per_pixel": kernels.taps,
             "filters_that_agree": sharing,
+            "input_channels_read": len(plan.packed.channels),
+            "filters_computed": len(plan.read),
         },
         "storage": {"layout": "FKW", "bytes": int(len(kernels.filter) + kernels.taps) * FLOAT_BYTES},
         "tuning": {
@@ -191,6 +195,12 @@ class _Plan:
     def bias(self) -> np.ndarray:
         layer = self.step.layer
         return self.context.weights[layer.bias] if layer.bias else np.zeros(layer.k, np.float32)
+
+    @property
+    def read(self) -> np.ndarray:
+        """The filters whose outputs somebody reads."""
+        read = self.context.read.get(self.step.output)
+        return np.arange(self.kernels.filters) if read is None else np.flatnonzero(read)
 
     @property
     def packing(self) -> Packing:
@@ -241,7 +251,7 @@ def _by_filter(plan: _Plan, parts: int) -> Iterator[_Share]:
     """Filters cut into runs of about equally many kernels, so that several threads can share a tile."""
     data = plan.context.data
     plan.context.need_scratch(plan.packed.size)
-    groups = list(encode(plan.kernels, plan.bias, plan.packing, plan.tuning.filters))
+    groups = list(encode(plan.kernels, plan.bias, plan.packing, plan.read, plan.tuning.filters))
     stored = [(data.add(part.headers), data.add(part.stream)) for part in groups]
     for i in range(parts):
         share = _Share(0, [])
@@ -260,7 +270,7 @@ def _by_filter(plan: _Plan, parts: int) -> Iterator[_Share]:
 
 def _by_channel(plan: _Plan, parts: int) -> Iterator[_Share]:
     """Neighbouring filters in blocks whose sums stay in the nearest cache, dealt to so many parts."""
-    data, filters = plan.context.data, plan.kernels.filters
+    data, filters = plan.context.data, len(plan.read)
     size = math.prod(plan.tuning.tile) * plan.vector
     blocks = -(-filters // max(1, SUMS_BYTES // size))
     blocks = min(-(-blocks // parts) * parts, filters)
@@ -269,9 +279,9 @@ def _by_channel(plan: _Plan, parts: int) -> Iterator[_Share]:
     for dealt in np.array_split(np.arange(blocks), min(parts, blocks)):
         share = _Share(0, [])
         for i in dealt:
-            begin, end = bounds[i], bounds[i + 1]
-            runs = encode_runs(plan.kernels, plan.bias, plan.packing, begin, end, size)
-            stored = (data.add(runs.headers), end - begin, data.add(runs.counts), data.add(runs.stream))
+            mine = plan.read[bounds[i] : bounds[i + 1]]
+            runs = encode_runs(plan.kernels, plan.bias, plan.packing, mine, size)
+            stored = (data.add(runs.headers), len(mine), data.add(runs.counts), data.add(runs.stream))
             call = functools.partial(plan.channel_call, runs.shapes, stored)
             share = _Share(share.kernels + runs.kernels, [*share.calls, call])
         yield share

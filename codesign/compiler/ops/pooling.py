@@ -33,7 +33,7 @@ def _plan_pool(step: Step, context: Context) -> Stage:
     taps = tuple(itertools.product(range(0, layer.r * layer.dilation[0], layer.dilation[0]),
                                    range(0, layer.s * layer.dilation[1], layer.dilation[1])))  # fmt: skip
     side = max(1, math.isqrt(min(16, MAX_READS // len(taps))))
-    packed = Packed.cut(source, out.layout, window, (side, side))
+    packed = Packed.cut(context, source, out.layout, window, (side, side))
     vector = context.isa.lanes * FLOAT_BYTES
     context.need_scratch(packed.size)
     factors = _factors(step, source.shape, out.shape) if is_mean else None
