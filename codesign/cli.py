@@ -51,6 +51,7 @@ Changes = Annotated[
 Data = Annotated[str, typer.Option(help="Data set: digits, mnist, cifar10; digits_detection for a detector.")]
 Epochs = Annotated[int, typer.Option(min=0, help="Training epochs.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Same seed, same result.")]
+Threads = Annotated[int, typer.Option(min=1, help="That share each layer.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
 Out = Annotated[Path, typer.Option(help="Folder for the results; an interrupted run resumes there.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew in a folder that holds another study.")]
@@ -133,11 +134,14 @@ def train(
     weights: Weights = None,
     seed: Seed = 0,
     device: Device = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a weights file that is there.")] = False,
 ) -> None:
     """Train a network of the zoo on a data set."""
     from codesign.train import train_model
 
-    train_model(model, data, out, epochs=epochs, rate=rate, weights=weights, seed=seed, device=device)
+    train_model(
+        model, data, out, epochs=epochs, rate=rate, weights=weights, seed=seed, device=device, overwrite=overwrite
+    )
 
 
 @app.command()
@@ -310,6 +314,66 @@ def validate(
     from codesign.validation import validate as run
 
     run(target or [], rows=rows, refit=refit, store=store, out=json_out, docs=docs, plot=plot)
+
+
+@app.command("compile")
+def compile_(
+    model: Annotated[
+        str, typer.Argument(help="Zoo name, module:function, or the folder of a codesign prune or trail.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder for the compiled network.", show_default=False)] = None,
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    shape: Shape = None,
+    batch: Annotated[int, typer.Option(min=1, help="Samples a call; other batches are compiled when they come.")] = 1,
+    threads: Threads = 1,
+    isa: Annotated[str, typer.Option(help="avx512, avx2 or sse2; by default the best of this machine.")] = "",
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Measure tiles for every convolution instead of estimating.")
+    ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print what was decided for every layer, as YAML.")
+    ] = False,
+) -> None:
+    """Make native code of a network for this machine: zeros of its weights are not computed.
+
+    Example: codesign compile runs/pruned --tune --out runs/native; codesign run runs/native --data cifar10
+    """
+    from codesign.native import compile_model
+
+    compile_model(
+        model, out, weights=weights, pretrained=pretrained, shape=shape, batch=batch, threads=threads, isa=isa,
+        tune=tune, explain=explain,
+    )  # fmt: skip
+
+
+@app.command("run")
+def run_(
+    folder: Annotated[Path, typer.Argument(help="Folder of a codesign compile.")],
+    data: Annotated[str | None, typer.Option(help="Measure accuracy on this data set's test images.")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Only so many of them.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Hold every answer against the interpreter's.")] = False,
+    given: Annotated[Path | None, typer.Option("--input", help="Answer for this array (.npy, float32).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the answer goes; FILE.out.npy by default.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Instead of those it was compiled for.")] = None,
+) -> None:
+    """Run a compiled network: accuracy on test images, or answers for an array."""
+    from codesign.native import run_model
+
+    run_model(folder, data=data, images=images, check=check, given=given, out=out, threads=threads)
+
+
+@app.command("bench")
+def bench_(
+    folder: Annotated[Path, typer.Argument(help="Folder of a codesign compile.")],
+    repeats: Annotated[int, typer.Option(min=1, help="Calls.")] = 30,
+    threads: Annotated[int | None, typer.Option(min=1, help="Instead of those it was compiled for.")] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Time every layer alone, too.")] = False,
+) -> None:
+    """Time a compiled network on this machine."""
+    from codesign.native import bench
+
+    bench(folder, repeats=repeats, threads=threads, layers=layers)
 
 
 def _subject(model: str, weights: Path | None, pretrained: bool, shape: str | None, unknown: str) -> Subject:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from workloads.errors import ConfigError
+from workloads.errors import ConfigError, unknown_name
 from workloads.graph import LayerGraph
 
 if TYPE_CHECKING:
@@ -160,11 +160,13 @@ def load_split(model: str, data: str, split: str) -> Pictures:
     Raises:
         CodesignError: unknown names, missing data, or images that are not what the model takes.
     """
-    from workloads.data import load
+    from workloads.data import data_sets, load
     from workloads.data.detection import NAME, digits_detection
     from workloads.models import find
 
-    entry = find(model)
+    entry, known = find(model), (*data_sets(), NAME)
+    if data not in known:
+        raise unknown_name("data set", data, known)
     if (entry.task == "detection") != (data == NAME):
         raise ConfigError(f"--data {data}: {model} is made for {entry.task}, {NAME} is the one data set of detection")
     is_plain = entry.task == "classification"

@@ -246,7 +246,8 @@ def run(
         for name in found.config.targets
     }
     picture = folder / "trail.png"
-    picture.write_bytes(png(trail_figure(points, None if picked is None else rows.index(picked), title)))
+    place = None if picked is None else rows.index(picked)
+    picture.write_bytes(png(trail_figure(points, [row.step for row in rows], place, title)))
     screen.print(f"picture: {picture}")
     if wanted is None or picked is None:
         return

@@ -10,14 +10,26 @@ from workloads.errors import ConfigError
 
 
 def train_model(
-    name: str, data: str, out: Path, *, epochs: int, rate: float, weights: Path | None, seed: int, device: str
+    name: str,
+    data: str,
+    out: Path,
+    *,
+    epochs: int,
+    rate: float,
+    weights: Path | None,
+    seed: int,
+    device: str,
+    overwrite: bool = False,
 ) -> None:
     """Train, keep the epoch that is best on held-out images, write the weights, print what it reaches on test images.
 
     A checkpoint beside `out` lets an interrupted run resume.
 
+    Args:
+        overwrite: replace a file that is there, once training has ended.
+
     Raises:
-        CodesignError: bad names or options, missing data, an output that cannot be written.
+        CodesignError: bad names or options, missing data, an output that is there already or cannot be written.
     """
     from pruning.training import fit
     from workloads.models import build
@@ -27,6 +39,8 @@ def train_model(
         raise ConfigError(f"--out {out}: must end in .safetensors")
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: the folder {out.parent} does not exist")
+    if out.exists() and not overwrite:
+        raise ConfigError(f"--out {out}: exists already; choose another --out, or --overwrite")
     if epochs < 1:
         raise ConfigError("--epochs 0: training needs at least one")
     images, objective = load_images(name, data), objective_of(name)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +69,8 @@ def attach(model: nn.Module, masks: Masks, kind: Callable[[Tensor, int], MaskedW
     for name, mask in found.items():
         module, leaf = owner(model, name)
         parametrize.register_parametrization(module, leaf, kind(mask, positions[name]))
+        if isinstance(module, nn.RNNBase):
+            _copy_without_history(type(module))
 
 
 def set_masks(model: nn.Module, masks: Masks) -> None:
@@ -119,7 +122,7 @@ def bake(model: nn.Module, masks: Masks | None = None) -> nn.Module:
     >>> sparse.weight_mask.tolist(), sparse.weight[0, 1].item()
     ([[True, False]], 0.0)
     """
-    baked = _copy(model)
+    baked = copy.deepcopy(model)
     for name, parametrization in _attached(baked).items():
         module, leaf = owner(baked, name)
         mask = parametrization.mask
@@ -240,13 +243,19 @@ def _wrong_mask(name: str, mask: Tensor, wanted: Tensor) -> str:
     return f"mask of {name!r} is {found}, must be bool {tuple(wanted.shape)}, True = kept"
 
 
-@torch.no_grad()
-def _copy(model: nn.Module) -> nn.Module:
-    """A deep copy; recurrent layers hold on to the masked weights they last computed, whose history none can copy."""
-    for module in model.modules():
-        if isinstance(module, nn.RNNBase):
-            module._update_flat_weights()
-    return copy.deepcopy(model)
+def _copy_without_history(kind: Any) -> None:
+    """Let a recurrent layer be copied, by the class that torch has made for it when it was parametrized.
+
+    Such a layer keeps a list of the weights it last computed, whose history none can copy: they are computed anew.
+    """
+    whole = kind.__deepcopy__
+
+    @torch.no_grad()
+    def without_history(module: nn.RNNBase, memo: dict[int, Any]) -> nn.Module:
+        module._update_flat_weights()
+        return whole(module, memo)
+
+    kind.__deepcopy__ = without_history
 
 
 def _own_class(module: nn.Module) -> None:

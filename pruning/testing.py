@@ -90,12 +90,56 @@ class Loop:
         self.pruner.load_state_dict(state["pruner"])
 
 
-class PrunerContract:
-    """Laws of every method; subclass it with a `prune` fixture."""
+class UnfinishedContract:
+    """Laws of every method for its prepared model, while it is trained; subclass it with a `prune` fixture.
+
+    Attributes:
+        network: makes what is pruned from a seed: (n, 3, 8, 8) -> (n, at least 4).
+    """
+
+    network: Callable[[int], nn.Module] = staticmethod(small_net)
 
     def make(self, prune: Prune, seed: int = 0) -> Pruner:
-        model = small_net(seed).train()
-        return prune(model, (torch.zeros(2, 3, 8, 8),), total_steps=STEPS)
+        return prune(self.network(seed).train(), (torch.zeros(2, 3, 8, 8),), total_steps=STEPS)
+
+    def test_an_unfinished_model_can_be_copied(self, prune: Prune) -> None:
+        pruner, data = self.make(prune), batches(STEPS)
+        loop = Loop(pruner)
+        loop.run(data[: STEPS // 2])
+        twin, x = copy.deepcopy(pruner.model).eval(), data[0][0]
+        wanted = pruner.model.eval()(x)
+        torch.testing.assert_close(twin(x), wanted)
+        pruner.model.train()
+        loop.run(data[STEPS // 2 :])
+        torch.testing.assert_close(twin(x), wanted)  # the copy has weights and masks of its own
+
+    def test_an_unfinished_model_compiles_and_sees_its_masks_change(self, prune: Prune) -> None:
+        pruner, data = self.make(prune), batches(STEPS)
+        torch.compiler.reset()
+        loop = Loop(pruner)
+        loop.net = torch.compile(pruner.model, backend="aot_eager")
+        for half in (data[: STEPS // 2], data[STEPS // 2 :]):
+            loop.run(half)
+            pruner.model.eval()
+            with torch.no_grad():
+                torch.testing.assert_close(loop.net(data[0][0]), pruner.model(data[0][0]))
+            pruner.model.train()
+
+    def test_stopped_and_taken_up_again_is_the_same(self, prune: Prune) -> None:
+        data = batches(STEPS)
+        whole = Loop(self.make(prune))
+        losses = whole.run(data)
+        first = Loop(self.make(prune))
+        first.run(data[: STEPS // 2])
+        state = first.state()
+        second = Loop(self.make(prune, seed=1))
+        second.restore(state)
+        assert second.run(data[STEPS // 2 :]) == losses[STEPS // 2 :]
+        assert same(second.pruner.finalize().state_dict(), whole.pruner.finalize().state_dict())
+
+
+class PrunerContract(UnfinishedContract):
+    """Laws of every method; subclass it with a `prune` fixture."""
 
     def test_the_users_model_is_untouched(self, prune: Prune) -> None:
         model = small_net().train()
@@ -154,29 +198,6 @@ class PrunerContract:
         x = batches(1)[0][0]
         torch.testing.assert_close(pruner.finalize().eval()(x), pruner.model.eval()(x))
 
-    def test_an_unfinished_model_can_be_copied(self, prune: Prune) -> None:
-        pruner, data = self.make(prune), batches(STEPS)
-        loop = Loop(pruner)
-        loop.run(data[: STEPS // 2])
-        twin, x = copy.deepcopy(pruner.model).eval(), data[0][0]
-        wanted = pruner.model.eval()(x)
-        torch.testing.assert_close(twin(x), wanted)
-        pruner.model.train()
-        loop.run(data[STEPS // 2 :])
-        torch.testing.assert_close(twin(x), wanted)  # the copy has weights and masks of its own
-
-    def test_an_unfinished_model_compiles_and_sees_its_masks_change(self, prune: Prune) -> None:
-        pruner, data = self.make(prune), batches(STEPS)
-        torch.compiler.reset()
-        loop = Loop(pruner)
-        loop.net = torch.compile(pruner.model, backend="aot_eager")
-        for half in (data[: STEPS // 2], data[STEPS // 2 :]):
-            loop.run(half)
-            pruner.model.eval()
-            with torch.no_grad():
-                torch.testing.assert_close(loop.net(data[0][0]), pruner.model(data[0][0]))
-            pruner.model.train()
-
     def test_a_finished_model_can_be_copied_pickled_and_saved(self, prune: Prune) -> None:
         pruner, stored = self.make(prune), io.BytesIO()
         Loop(pruner).run(batches(2))
@@ -187,18 +208,6 @@ class PrunerContract:
         for twin in (copy.deepcopy(baked), pickle.loads(pickle.dumps(baked)), saved):
             assert same(twin.state_dict(), baked.state_dict())
             assert torch.equal(twin(batches(1)[0][0]), baked(batches(1)[0][0]))
-
-    def test_stopped_and_taken_up_again_is_the_same(self, prune: Prune) -> None:
-        data = batches(STEPS)
-        whole = Loop(self.make(prune))
-        losses = whole.run(data)
-        first = Loop(self.make(prune))
-        first.run(data[: STEPS // 2])
-        state = first.state()
-        second = Loop(self.make(prune, seed=1))
-        second.restore(state)
-        assert second.run(data[STEPS // 2 :]) == losses[STEPS // 2 :]
-        assert same(second.pruner.finalize().state_dict(), whole.pruner.finalize().state_dict())
 
     def test_a_state_does_not_change_when_training_goes_on(self, prune: Prune) -> None:
         """Neither where it was taken nor where it was loaded."""

@@ -214,7 +214,9 @@ def fit(
         lr: peak learning rate; it climbs over `warmup` of all steps and falls along a cosine. For a few epochs of
             fine-tuning 0.01 to 0.02, for training from scratch 0.1.
         heldout: measured after every epoch; the epoch of best accuracy is kept (the later of equals), with a pruner
-            the best of those at whose end it had settled what is removed. Without it, the last epoch is kept.
+            the best of those at whose end it had settled what is removed. Without it, the last epoch is kept. For a
+            network that was trained on these pictures before, as the zoo's for CIFAR-10 were, the accuracy says what
+            it remembers, and the choice between epochs is close to chance.
         objective: classification by default, with `label_smoothing`. Only classification can have a teacher.
         pruner: its `loss` is added, its `step` is called after every optimizer step.
         teacher: usually the dense network; its answers are learnt too. Not modified.

@@ -85,7 +85,7 @@ class Ratio:
         value = after / before
         if error is None or error.ratio is None:
             return cls(value)
-        return cls(value, *error.ratio.around(value), error.caveat)
+        return cls(value, *error.ratio.around(value), error.caveat_of("this ratio"))
 
     @property
     def spread(self) -> str:

@@ -21,6 +21,13 @@ FOLDER = Path(__file__).parent
 SPECS = FOLDER.parent / "specs"
 FEW = 5  # fewer rows, or rows of fewer networks, are called indicative
 LEVEL = 0.8  # of all intervals: so much of what is measured next is expected inside
+KINDS: Mapping[str, str] = {  # of evidence, and whose word it is
+    "silicon": "silicon",
+    "fvp_model": "the vendor's FVP model",
+    "vendor_estimate": "the vendor's estimator",
+    "authors_simulator": "the authors' simulator",
+    "post_layout_simulation": "a post-layout simulation",
+}
 CLASSES = ("time", "energy", "traffic", "facts", "shares")  # errors of shares are in points, all others relative
 
 
@@ -85,9 +92,18 @@ class ErrorBar:
 
     @property
     def caveat(self) -> str:
-        """What must be said beside an interval: what it is of where nothing was measured on silicon, and few rows."""
-        estimates = " and ".join(f"{kind.replace('_', ' ')}s" for kind in self.kinds)
-        return f" of {estimates}" * ("silicon" not in self.kinds) + ", indicative" * self.is_indicative
+        """What must be said beside the interval of a price."""
+        return self.caveat_of("it")
+
+    def caveat_of(self, what: str) -> str:
+        """What must be said beside an interval: whose word it foretells where that is not silicon's, and few rows.
+
+        Args:
+            what: the interval is of, "it" or "this ratio".
+        """
+        others = " or ".join(KINDS[kind] for kind in self.kinds)
+        foretold = f", where {others} (not silicon) would put {what}" * ("silicon" not in self.kinds)
+        return foretold + ", indicative" * self.is_indicative
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ErrorBar:

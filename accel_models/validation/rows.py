@@ -27,11 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accel_models.registry import spec_files
-from accel_models.validation import FOLDER, beside
+from accel_models.validation import FOLDER, KINDS, beside
 from workloads.errors import ConfigError, unknown_name
 
 COLUMNS = ("id", "network", "workload", "overrides", "metric", "unit", "value", "kind", "calibrated", "source")
-KINDS = ("silicon", "fvp_model", "vendor_estimate", "authors_simulator", "post_layout_simulation")
 TIME_UNITS = {"ms": 1e-3, "us": 1e-6, "s": 1.0}
 _BYTES = {"B": 1.0, "kB": 1e3, "MB": 1e6}
 UNITS: Mapping[str, Mapping[str, float]] = {

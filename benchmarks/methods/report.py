@@ -21,8 +21,9 @@ HEAD = """# What the methods reach
 
 Written by `python benchmarks/methods/report.py` from the files below `benchmarks/methods/results/`; each holds its
 seed, time, command and code version. The runs of a table start from the same weights and train equally long at the
-same rate on the same machine. Ratios, thresholds and options were chosen on held-out training images (which the zoo's
-CIFAR-10 weights were trained on too), but where a table says otherwise; the test set is used once a run. "weights"
+same rate on the same machine. Ratios, thresholds and options were chosen on held-out training images, and
+so is the epoch that a run keeps, but where a table says otherwise. The zoo's CIFAR-10 weights were trained on these
+images too, so from them the choice of the epoch is close to chance. The test set is used once a run. "weights"
 counts convolutions and linear layers, the dense first layer and classifier included; "MACs" are those of the smaller
 network, all and by weights that are not zero. Latency and energy are those of the pruned network over the dense one,
 priced with the real masks; how far to trust each model is in [validation.md](validation.md). "to start" is points of

@@ -5,6 +5,6 @@ weights (`storage`), kernels written in LLVM IR (`kernels`, `emitter`, `jit`) an
 `runtime`). `ops` holds a file a family of operators, `isa` the instruction sets.
 """
 
-from codesign.compiler.compiled import Compiled, compile_network
+from codesign.compiler.compiled import Compiled, compile_network, load_compiled
 
-__all__ = ["Compiled", "compile_network"]
+__all__ = ["Compiled", "compile_network", "load_compiled"]

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import threading as threads_module
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from codesign.compiler.isa import find_isa
+from codesign.compiler.artifact import load, save
+from codesign.compiler.isa import Isa, find_isa
 from codesign.compiler.network import build
+from codesign.compiler.plan import Tuning
 from codesign.compiler.runtime import Executable
+from codesign.compiler.tune import Cache, default_cache
+from codesign.compiler.tune import tune as measured
 from workloads.errors import ConfigError, ShapeError
 from workloads.graph import LayerGraph
 from workloads.lowering import lower_with_weights
@@ -20,6 +25,8 @@ Arrays = np.ndarray | Tensor
 Network = nn.Module | tuple[LayerGraph, dict[str, np.ndarray]]
 """A module, or its graph with weights."""
 Shapes = tuple[tuple[int, ...], ...]
+Tuner = Callable[[LayerGraph, Mapping[str, np.ndarray], Isa], Mapping[str, Tuning]]
+"""From a graph to tunings of its convolutions."""
 
 
 class Compiled:
@@ -28,12 +35,13 @@ class Compiled:
     Code is made when inputs of a new shape come: `for_shapes` does so ahead of time.
     """
 
-    def __init__(self, network: Network, threads: int = 1, isa: str = "") -> None:
+    def __init__(self, network: Network, threads: int = 1, isa: str = "", tuner: Tuner | None = None) -> None:
         if threads < 1:
             raise ConfigError(f"threads is {threads}, must be >= 1")
         self.isa, self.threads = find_isa(isa), threads
-        self._network = network
+        self._network, self._tuner = network, tuner
         self._made: dict[Shapes, Executable] = {}
+        self._tunings: dict[Shapes, Mapping[str, Tuning]] = {}
         self._lock = threads_module.Lock()
 
     def __call__(self, *inputs: Arrays) -> Arrays | tuple[Arrays, ...]:
@@ -53,8 +61,38 @@ class Compiled:
         with self._lock:
             if key not in self._made:
                 graph, weights = self._lower(key)
-                self._made[key] = Executable(build(graph, weights, self.isa, self.threads))
+                if self._tuner and key not in self._tunings:
+                    self._tunings[key] = self._tuner(graph, weights, self.isa)
+                network = build(graph, weights, self.isa, self.threads, self._tunings.get(key))
+                self._made[key] = Executable(network)
             return self._made[key]
+
+    @property
+    def first(self) -> Executable:
+        """The code of the shapes that came first.
+
+        Raises:
+            ConfigError: none came yet.
+        """
+        if not self._made:
+            raise ConfigError("nothing is compiled yet: call the network once, or give example_inputs")
+        return next(iter(self._made.values()))
+
+    @property
+    def lowered(self) -> tuple[LayerGraph, dict[str, np.ndarray]]:
+        """The graph of the shapes that came first, and its arrays."""
+        return self._lower(tuple(layer.shape for layer in self.first.network.graph.inputs))
+
+    def save(self, folder: Path | str) -> None:
+        """Keep graph, weights and tuned plan of the shapes that came first; `load_compiled` reads them again.
+
+        Raises:
+            ConfigError: nothing is compiled yet, or the folder holds other files.
+            DataError: the place cannot be written.
+        """
+        network = self.first.network
+        shapes = tuple(layer.shape for layer in network.graph.inputs)
+        save(Path(folder), network, self.lowered[1], self._tunings.get(shapes, {}))
 
     def _lower(self, shapes: Shapes) -> tuple[LayerGraph, dict[str, np.ndarray]]:
         if not isinstance(self._network, tuple):
@@ -74,6 +112,7 @@ def compile_network(
     *,
     threads: int = 1,
     isa: str = "",
+    tune: bool = False,
 ) -> Compiled:
     """Native code for a network, pruned or not: zeros of its weights are not computed.
 
@@ -82,6 +121,7 @@ def compile_network(
             as `workloads.lowering.lower_with_weights` gives them.
         example_inputs: compile for their shapes now; else at the first call.
         threads: that share each layer. isa: "avx512", "avx2" or "sse2"; by default the best that this machine has.
+        tune: measure tiles for every convolution instead of estimating them: seconds, once a layer and machine.
 
     Raises:
         ConfigError: llvmlite is not installed, or this machine lacks the instruction set.
@@ -96,11 +136,34 @@ def compile_network(
     >>> compiled(torch.ones(1, 2, 8, 8)).shape
     torch.Size([1, 3, 8, 8])
     """
-    found = Compiled(network, threads, isa)
+    found = Compiled(network, threads, isa, _tune if tune else None)
     if example_inputs is not None:
         given = [example_inputs] if isinstance(example_inputs, Tensor) else example_inputs
         found.for_shapes(*(tuple(x.shape) for x in given))
     return found
+
+
+def load_compiled(folder: Path | str, threads: int | None = None) -> Compiled:
+    """A network that `Compiled.save` kept, with its tuned plan.
+
+    Args:
+        threads: instead of those it was saved with.
+
+    Raises:
+        ConfigError: the folder holds none, one of another format, or one for another processor.
+        DataError: a file is damaged.
+    """
+    graph, weights, isa, saved, tunings = load(Path(folder))
+    found = Compiled((graph, weights), saved if threads is None else threads, isa)
+    shapes = tuple(layer.shape for layer in graph.inputs)
+    found._tunings[shapes] = tunings
+    found.for_shapes(*shapes)
+    return found
+
+
+def _tune(graph: LayerGraph, weights: Mapping[str, np.ndarray], isa: Isa) -> dict[str, Tuning]:
+    """With a bar, and with what this machine's user has measured before."""
+    return measured(graph, weights, isa, Cache.load(default_cache()), progress=True)
 
 
 def _array(place: int, x: Arrays) -> np.ndarray:

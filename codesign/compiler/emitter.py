@@ -156,6 +156,13 @@ class Emitter:
         found = self.fma(builder.fmul(r, r), p, builder.fadd(r, self.same(x, 1.0)))
         return builder.bitcast(builder.add(builder.bitcast(found, whole), bits), x.type)
 
+    def log(self, x: Value) -> Value:
+        """Of a number, by the C library."""
+        return self._call("llvm.log", x)
+
+    def number(self, number: float) -> Value:
+        return ir.Constant(F32, number)
+
     def same(self, x: Value, number: float) -> Value:
         return self.splat(float(number)) if x.type == self.vector else ir.Constant(F32, float(number))
 

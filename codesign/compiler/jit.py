@@ -42,6 +42,12 @@ def assemble(kernels: Iterable[Kernel], isa: Isa) -> bytes:
     return bytes(target_machine(isa).emit_object(_module(kernels, isa)))
 
 
+def text_bytes(kernels: Iterable[Kernel], isa: Isa) -> int:
+    """How much code kernels are."""
+    sections = llvm().ObjectFileRef.from_data(assemble(kernels, isa)).sections()
+    return sum(section.size() for section in sections if section.is_text())
+
+
 def listing(kernel: Kernel, isa: Isa) -> str:
     """A kernel in assembly language, to be read."""
     return str(target_machine(isa).emit_assembly(_module([kernel], isa)))

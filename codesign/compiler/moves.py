@@ -21,6 +21,7 @@ def plan_move(
     """
     window = Window((1, 1), stride)
     layout, vector = out.layout, context.isa.lanes * FLOAT_BYTES
+    planes = context.data.add(((start + np.arange(out.shape[1])) * source.plane).astype(np.int32))
     works = []
     for batch in range(out.passes):
         table = gather_table(source.layout, layout, source.shape, window, Tile(0, 0, layout.block), batch)
@@ -28,8 +29,7 @@ def plan_move(
         lanes[: table.size] = table.ravel()
         place = context.data.add(lanes)
         arguments = (
-            source.start + start * source.plane, out.batch(batch), out.shape[1], source.plane, out.plane, place,
-            lanes.size // context.isa.lanes,
+            source.start, out.batch(batch), out.shape[1], planes, out.plane, place, lanes.size // context.isa.lanes,
         )  # fmt: skip
         works.append(Work((Call(GatherKernel(is_aligned=out.plane % vector == 0), arguments),)))
     return Stage(name, (Work(tuple(call for work in works for call in work.calls)),))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +19,10 @@ from codesign.compiler.isa import Isa
 from codesign.compiler.layout import FLOAT_BYTES, Layout, best_layout
 from codesign.compiler.moves import plan_move
 from codesign.compiler.ops import Operator, operators
-from codesign.compiler.plan import Context, Place, Shape, as_image, plain_layout
+from codesign.compiler.plan import Context, Place, Shape, Tuning, as_image, plain_layout
 from codesign.compiler.program import At, Data, Space, Stage
-from codesign.compiler.steps import Residual, Step, steps_of
+from codesign.compiler.records import layout_text
+from codesign.compiler.steps import Residual, Step, steps_of, without_pool
 from workloads.graph import Layer, LayerGraph, Op
 from workloads.verify import verify_weights
 
@@ -70,26 +72,62 @@ class Network:
     weights: Mapping[str, np.ndarray]
 
 
-def build(graph: LayerGraph, weights: Mapping[str, np.ndarray], isa: Isa, threads: int = 1) -> Network:
+def build(
+    graph: LayerGraph,
+    weights: Mapping[str, np.ndarray],
+    isa: Isa,
+    threads: int = 1,
+    tunings: Mapping[str, Tuning] | None = None,
+) -> Network:
     """Decide everything about a graph.
+
+    Args:
+        tunings: of convolutions, by the name of what they write (`Stage.name`); estimated where there is none.
 
     Raises:
         DataError, ShapeError: the weights do not fit the graph.
     """
+    order, places, arena, naive = arrange(graph, weights, isa)
+    read = channels_read(order, weights, graph.outputs)
+    context = Context(isa, weights, places, Data(), threads, tunings or {}, read)
+    parts = [_plan(item, context) for item in order]
+    kept = tuple(part for part in parts if isinstance(part, InTorch) or part.works)
+    outside = [part.layer for part in kept if isinstance(part, InTorch)]
+    outside += [layer for layer in graph.layers if layer.op is Op.CONSTANT]
+    needed = {key: weights[key] for layer in outside for key in (layer.weight, layer.bias) if key}
+    return Network(graph, isa, threads, kept, arena, context.scratch, context.data.array(), places, naive, needed)
+
+
+def arrange(
+    graph: LayerGraph, weights: Mapping[str, np.ndarray], isa: Isa
+) -> tuple[list[Step | Move | InTorch], dict[str, Place], int, int]:
+    """Steps and moves in running order, places of tensors, bytes of the arena, bytes without reuse."""
     verify_weights(graph, weights)
     layouts = _Layouts(graph, isa.lanes)
     for step in steps_of(graph):
         layouts.add(step)
     for name in graph.outputs:
         layouts.plain(name)
-    places, arena, naive = _memory(graph, layouts)
-    context = Context(isa, weights, places, Data(), threads)
-    parts = [_plan(item, context) for item in layouts.order]
-    kept = tuple(part for part in parts if isinstance(part, InTorch) or part.works)
-    outside = [part.layer for part in kept if isinstance(part, InTorch)]
-    outside += [layer for layer in graph.layers if layer.op is Op.CONSTANT]
-    needed = {key: weights[key] for layer in outside for key in (layer.weight, layer.bias) if key}
-    return Network(graph, isa, threads, kept, arena, context.scratch, context.data.array(), places, naive, needed)
+    return (layouts.order, *_memory(graph, layouts))
+
+
+def channels_read(
+    order: Sequence[Step | Move | InTorch], weights: Mapping[str, np.ndarray], outputs: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Which channels of each tensor that only convolutions read have a weight somewhere, bool; others are absent."""
+    found: dict[str, np.ndarray] = {}
+    whole = set(outputs)
+    for item in order:
+        if not isinstance(item, Step) or item.layer.op is not Op.CONV:
+            whole |= set(_read(item))
+            continue
+        whole |= {item.residual.tensor} if item.residual is not None else set()
+        layer = item.layer
+        k, c, r, s = layer.weight_shape
+        used = (weights[layer.weight].reshape(layer.groups, k // layer.groups, c, r * s) != 0).any(axis=(1, 3)).ravel()
+        name = item.inputs[0]
+        found[name] = found[name] | used if name in found else used
+    return {name: used for name, used in found.items() if name not in whole}
 
 
 class _Layouts:
@@ -111,6 +149,10 @@ class _Layouts:
             return
         sources = [self.layouts[name] for name in step.inputs]
         layout = operator.layout(step, sources, self.shapes[step.output], self.lanes)
+        if step.pool is not None and not _keeps_lanes(step, sources[0], layout):
+            for part in without_pool(step):  # or every tile of the convolution would gather its input
+                self.add(part)
+            return
         self.layouts[step.output] = layout
         inputs = tuple(self._readable(name, operator, layout) for name in step.inputs)
         if step.residual is not None:
@@ -155,6 +197,13 @@ class _Layouts:
         layer = step.layer
         self.layouts[layer.name] = plain_layout(self.shapes[layer.name])
         self.order.append(InTorch(replace(layer, inputs=tuple(self.plain(name) for name in layer.inputs))))
+
+
+def _keeps_lanes(step: Step, source: Layout, out: Layout) -> bool:
+    """Whether a convolution that pools reads and writes the same blocks of the map."""
+    down, right = step.layer.stride
+    block = (2 * down * out.block[0], 2 * right * out.block[1])
+    return source.is_plain or source == replace(out, block=block)
 
 
 # ---- memory ---------------------------------------------------------------------------------------------------------
@@ -227,5 +276,24 @@ def _plan(item: Step | Move | InTorch, context: Context) -> Stage | InTorch:
         return item
     if isinstance(item, Move):
         source, out = context.places[item.source], context.places[item.output]
-        return plan_move(item.output, context, source, out, item.stride, item.start)
-    return operators()[item.layer.op].plan(item, context)
+        stage = plan_move(item.output, context, source, out, item.stride, item.start)
+        return replace(stage, record={"op": "move", "layout": {"output": layout_text(out.layout)}})
+    stage = operators()[item.layer.op].plan(item, context)
+    return replace(stage, record={**_record(item, context), **stage.record})
+
+
+def _record(step: Step, context: Context) -> dict[str, Any]:
+    layer = step.layer
+    found: dict[str, Any] = {
+        "op": str(layer.op),
+        "info": {"input": list(context.places[step.inputs[0]].shape), "output": list(layer.shape)},
+        "layout": {
+            "input": layout_text(context.places[step.inputs[0]].layout),
+            "output": layout_text(context.places[step.output].layout),
+        },
+    }
+    if step.activation:
+        found["info"]["activation"] = step.activation
+    if step.absorbed:
+        found["does"] = list(step.absorbed)
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -54,13 +55,31 @@ def plain_layout(shape: Shape) -> Layout:
     return plain(shape[2], shape[3])
 
 
+@dataclass(frozen=True)
+class Tuning:
+    """What may be chosen freely for a convolution.
+
+    Attributes:
+        tile: outputs (rows, columns) of a filter that stay in registers. filters: at most so many that share their
+            kernels are computed together. ahead: kernels by which packed tiles are prefetched; 0 for not.
+        order: whether filters are the outer loop, or channels, which then has neither groups nor prefetching.
+    """
+
+    tile: tuple[int, int]
+    filters: int = 1
+    ahead: int = 0
+    order: Literal["filter", "channel"] = "filter"
+
+
 @dataclass
 class Context:
     """What every planner may use and add to.
 
     Attributes:
         weights: array by key. places: of tensors, by name. data: constants, added to as steps are planned.
-        threads: so many will run a stage. scratch: bytes that a thread needs, the most of any call.
+        read: which channels of a tensor somebody reads, bool; absent where all are.
+        threads: so many will run a stage. tunings: of convolutions, by output.
+        scratch: bytes that a thread needs, the most of any call.
     """
 
     isa: Isa
@@ -68,6 +87,8 @@ class Context:
     places: Mapping[str, Place]
     data: Data
     threads: int = 1
+    tunings: Mapping[str, Tuning] = field(default_factory=dict)
+    read: Mapping[str, np.ndarray] = field(default_factory=dict)
     scratch: int = field(default=0)
 
     def need_scratch(self, size: int) -> None:

@@ -8,9 +8,9 @@ every context, a thread's or a caller's, binds the same program to memory of its
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -60,8 +60,11 @@ class Work:
 
 @dataclass(frozen=True)
 class Stage:
+    """A layer's work; `record` says in words and numbers how it is done (`codesign.compiler.records`)."""
+
     name: str
     works: tuple[Work, ...]
+    record: Mapping[str, Any] = field(default_factory=dict)
 
     def shares(self, threads: int) -> list[list[Call]]:
         """The calls of each thread: longest work first, each to the thread with least so far."""

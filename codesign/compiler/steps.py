@@ -7,7 +7,7 @@ option-A shortcut of CIFAR's ResNets costs nothing), and a max pooling by the co
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from workloads.graph import Layer, LayerGraph, Op
 
@@ -27,6 +27,13 @@ class Residual:
     start: int = 0
     first: int = 0
     channels: int = 0
+
+
+def without_pool(step: Step) -> tuple[Step, Step]:
+    """The convolution and the pooling that it would have done, as two steps."""
+    assert step.pool is not None
+    conv, pool = step.layer, step.pool
+    return replace(step, output=conv.name, pool=None, absorbed=()), Step(pool, pool.name, (conv.name,))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from codesign.compiler.kernels.convolution import Taps
+from codesign.compiler.kernels.outputs import Taps
 from codesign.compiler.layout import FLOAT_BYTES
 
 MAX_TAPS = 9
@@ -179,6 +179,16 @@ class Packing:
     residual_first: int = 0
     residual_channels: int = 0
 
+    def inputs(self, kernels: Kernels, rows: np.ndarray) -> np.ndarray:
+        """Where kernels begin in the packed tile."""
+        return kernels.channel[rows] * self.plane + kernels.row[rows] * self.row + kernels.column[rows] * self.pixel
+
+    def residuals(self, filters: np.ndarray) -> np.ndarray:
+        """What is added to filters, from the residual's start; -1 for nothing."""
+        source = filters - self.residual_first
+        has_one = (source >= 0) & (source < self.residual_channels)
+        return np.where(has_one, source * self.residual_plane, -1)
+
 
 @dataclass(frozen=True)
 class FilterGroups:
@@ -195,9 +205,11 @@ class FilterGroups:
     kernels: np.ndarray
 
 
-def encode(kernels: Kernels, bias: np.ndarray, packing: Packing, most: int) -> Iterator[FilterGroups]:
-    """Headers and stream of a layer, a part for each size of group; sizes are `most` and its halves down to 1."""
-    rest = kernels.classes()
+def encode(
+    kernels: Kernels, bias: np.ndarray, packing: Packing, filters: np.ndarray, most: int
+) -> Iterator[FilterGroups]:
+    """Headers and stream of some filters, a part for each size of group; sizes are `most` and its halves down to 1."""
+    rest = [part[np.isin(part, filters)] for part in kernels.classes()]
     size = most
     while size:
         members = [part[i : i + size] for part in rest for i in range(0, len(part) - size + 1, size)]
@@ -224,9 +236,7 @@ def _encode(kernels: Kernels, bias: np.ndarray, packing: Packing, members: np.nd
     ends = np.cumsum(words)
     stream = np.zeros(int(ends[-1]) if len(ends) else 0, np.int32)
     begin = ends - words
-    stream[begin] = (
-        kernels.channel[rows] * packing.plane + kernels.row[rows] * packing.row + kernels.column[rows] * packing.pixel
-    )
+    stream[begin] = packing.inputs(kernels, rows)
     values = stream.view(np.float32)
     for i, length in enumerate(taps):
         here = np.flatnonzero(shape == i)
@@ -239,10 +249,51 @@ def _encode(kernels: Kernels, bias: np.ndarray, packing: Packing, members: np.nd
     start = np.append(begin, len(stream))[first] * FLOAT_BYTES
     counts = np.zeros((count, len(shapes)), np.int64)
     np.add.at(counts, (group, shape), 1)
-    source = members - packing.residual_first
-    has_residual = (source >= 0) & (source < packing.residual_channels)
-    residual = np.where(has_residual, source * packing.residual_plane, -1)
-    integers = [start[:, None], counts, members * packing.out_plane, residual]
+    integers = [start[:, None], counts, members * packing.out_plane, packing.residuals(members)]
     biases = bias[members].astype(np.float32).view(np.int32)
     headers = np.concatenate([np.concatenate(integers, axis=1).astype(np.int32), biases], axis=1)
     return FilterGroups(size, shapes, np.ascontiguousarray(headers), stream, counts.sum(axis=1))
+
+
+@dataclass(frozen=True)
+class FilterRuns:
+    """Some filters, encoded for `ScatterKernel`.
+
+    Attributes:
+        shapes: of the layer. headers: int32 (filters, 3). counts: int32, runs of each shape. stream: int32 words.
+        kernels: of all of them.
+    """
+
+    shapes: tuple[Taps, ...]
+    headers: np.ndarray
+    counts: np.ndarray
+    stream: np.ndarray
+    kernels: int
+
+
+def encode_runs(kernels: Kernels, bias: np.ndarray, packing: Packing, filters: np.ndarray, size: int) -> FilterRuns:
+    """Headers and stream of some filters, ascending, whose sums take `size` bytes each."""
+    rows = np.flatnonzero(np.isin(kernels.filter, filters))
+    keys = np.stack([kernels.shape[rows], kernels.channel[rows], kernels.row[rows], kernels.column[rows]])
+    order = np.lexsort((kernels.filter[rows], *keys[::-1]))
+    rows, keys = rows[order], keys[:, order]
+    is_first = np.ones(len(rows), bool)
+    is_first[1:] = (keys[:, 1:] != keys[:, :-1]).any(axis=0)
+    taps = np.array([len(taps) for taps in kernels.shapes] or [0])[keys[0]]
+    words = 1 + taps + 2 * is_first
+    ends = np.cumsum(words)
+    stream = np.zeros(int(ends[-1]) if len(ends) else 0, np.int32)
+    runs = (ends - words)[is_first]
+    stream[runs] = packing.inputs(kernels, rows[is_first])
+    stream[runs + 1] = np.diff([*np.flatnonzero(is_first), len(rows)])
+    own = ends - taps - 1
+    stream[own] = np.searchsorted(filters, kernels.filter[rows]) * size
+    for length in np.unique(taps):
+        here = taps == length
+        stream.view(np.float32)[own[here, None] + 1 + np.arange(length)] = kernels.weights[rows[here], :length]
+    integers = [filters * packing.out_plane, packing.residuals(filters)]
+    headers = np.stack(
+        [*(part.astype(np.int32) for part in integers), bias[filters].astype(np.float32).view(np.int32)], 1
+    )
+    counts = np.bincount(keys[0, is_first], minlength=len(kernels.shapes)).astype(np.int32)
+    return FilterRuns(kernels.shapes, np.ascontiguousarray(headers), counts, stream, len(rows))

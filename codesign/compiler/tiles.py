@@ -88,8 +88,7 @@ def shift_moves(
     for fy, fx in window.reads(tile.size):
         (down, y), (right, x) = divmod(top + fy, source.block[0]), divmod(left + fx, source.block[1])
         lanes = _neighbours(source, size, (top + fy, left + fx), (down, right))
-        is_same = lanes == tuple(range(source.lanes))
-        moves.append(Move(fy * row + fx, y * source.block[1] + x - base, () if is_same else lanes))
+        moves.append(Move(fy * row + fx, y * source.block[1] + x - base, lanes))
     return base, tuple(moves)
 
 
@@ -101,7 +100,10 @@ def _start(window: Window, tile: Tile) -> tuple[int, int]:
 def _neighbours(
     source: Layout, size: tuple[int, int], pixel: tuple[int, int], step: tuple[int, int]
 ) -> tuple[int, ...]:
-    """For each lane the lane of the block so many steps on; -1 where the pixel lies outside the map."""
+    """For each lane the lane of the block so many steps on, -1 where the pixel lies outside the map; () for itself."""
+    last = [(count - 1) * side for count, side in zip(source.grid, source.block, strict=True)]
+    if step == (0, 0) and last[0] + pixel[0] < size[0] and last[1] + pixel[1] < size[1]:
+        return ()
     found = []
     for lane in range(source.lanes):
         sample, block = divmod(lane, source.grid[0] * source.grid[1])

@@ -25,8 +25,9 @@ from __future__ import annotations
 import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self, TypeVar, get_type_hints
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -38,6 +39,11 @@ from workloads.errors import ConfigError, PlanError, unknown_name
 P = TypeVar("P", bound="type[Pruner]")
 Inputs = tuple[Tensor, ...]
 REGISTRY: dict[str, type[Pruner]] = {}
+LOOSE = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+"""How options are read: numbers may be text, none may be infinite."""
+WORDS: Mapping[Any, str] = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path", type(None): "null"
+}  # fmt: skip
 
 
 def register(name: str) -> Callable[[P], P]:
@@ -106,20 +112,40 @@ class Pruner(ABC):
         """Options as the constructor's annotations want them, for values that were typed or read from a file.
 
         Raises:
-            ConfigError: an unknown name, or a value of another type; names the option.
+            ConfigError: an unknown name, a value of another type, or a number that is not finite; names the option.
         """
         allowed, found = cls.options(), {}
         for name, value in given.items():
             if name not in allowed:
                 raise unknown_name(f"option of {cls.name}", name, allowed)
+            kind = _type_of(cls, name)
             try:
-                found[name] = _type_of(cls, name).validate_python(value)
+                found[name] = TypeAdapter(kind, config=LOOSE).validate_python(value)
             except ValidationError as error:
-                reasons = "; ".join(dict.fromkeys(each["msg"] for each in error.errors()))
-                if isinstance(value, str) and "instances are not allowed as a Sequence" in reasons:
-                    reasons = f"needs a list, [{value}]"
-                raise ConfigError(f"option {name}={value!r} of {cls.name}: {reasons}") from error
+                hint = f"; try [{value}]" if isinstance(value, str) and get_origin(kind) is Sequence else ""
+                raise ConfigError(cls.refusal(f"must be {_in_words(kind)}{hint}", **{name: value})) from error
         return found
+
+    @classmethod
+    def refusal(cls, allowed: str, **given: Any) -> str:
+        """What an error says of options that cannot be: "option end=2 of n_m: must be at most 1"."""
+        said = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        return f"option{'s' * (len(given) > 1)} {said} of {cls.name}: {allowed}"
+
+    def phase(self, begin: float, end: float, may_be_empty: bool = False) -> tuple[int, int]:
+        """The optimizer steps of the phase that two fractions of `total_steps` bound.
+
+        Raises:
+            PlanError: fractions out of order or out of [0, 1], or a phase without a step.
+        """
+        given = {"begin": begin, "end": end}
+        if not (0 <= begin <= end <= 1 if may_be_empty else 0 <= begin < end <= 1):
+            order = "<=" if may_be_empty else "<"
+            raise PlanError(self.refusal(f"must be 0 <= begin {order} end <= 1, fractions of the training", **given))
+        first, last = round(begin * self.total_steps), round(end * self.total_steps)
+        if first == last and not may_be_empty:
+            raise PlanError(self.refusal(f"both are step {first} of {self.total_steps}; train longer", **given))
+        return first, last
 
     def loss(self) -> Tensor:
         """What the method adds to the training loss: a scalar; zero unless a method says otherwise."""
@@ -181,8 +207,27 @@ def _plain(value: Any) -> Any:
     return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def _type_of(cls: type[Pruner], name: str) -> TypeAdapter[Any]:
-    """What the constructor's annotation of an option accepts."""
+def _type_of(cls: type[Pruner], name: str) -> Any:
+    """The constructor's annotation of an option."""
     inits = [vars(kind)["__init__"] for kind in cls.__mro__ if "__init__" in vars(kind)]
     init = next(each for each in inits if name in inspect.signature(each).parameters)
-    return TypeAdapter(get_type_hints(init)[name], config=ConfigDict(arbitrary_types_allowed=True))
+    return get_type_hints(init)[name]
+
+
+def _in_words(kind: Any) -> str:
+    """What an annotation accepts, as one would type it.
+
+    >>> _in_words(float | Mapping[str, float]), _in_words(Sequence[str] | None)
+    ('a number or {name: a number, ...}', '[text, ...] or null')
+    """
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return " or ".join(map(repr, parts))
+    words = [_in_words(part) for part in parts]
+    if origin is Mapping:
+        return f"{{name: {words[1]}, ...}}"
+    if origin is Sequence:
+        return f"[{words[0]}, ...]"
+    if origin is tuple:
+        return f"[{', '.join(words)}]"
+    return " or ".join(words) or WORDS.get(kind, getattr(kind, "__name__", str(kind)))

@@ -175,16 +175,15 @@ class DropPruning(MaskPruner):
         **options: Any,
     ) -> None:
         super().__init__(model, example_inputs, total_steps, **options)
-        self.first, self.last = round(begin * total_steps), round(end * total_steps)
+        self.first, self.last = self.phase(begin, end)
         if self.granularity != "weight":
             raise PlanError(f"granularity {self.granularity!r}: Drop Pruning removes single weights; use 'weight'")
         if not (0 < rho <= 1 and 0 < p_out <= 1 and 0 <= (p_in or 0) <= 1):
             raise PlanError(f"rho {rho}, p_out {p_out}, p_in {p_in}: each must lie in (0, 1], p_in may be 0")
         if not (0 <= closing < 1 and 0 <= layer_floor <= 1):
             raise PlanError(f"closing {closing}, layer_floor {layer_floor}: needs 0 <= closing < 1, 0 <= floor <= 1")
-        if not 0 <= self.first < self.last <= total_steps or (frequency is not None and frequency < 1):
-            given = f"begin {begin}, end {end} of {total_steps} steps, frequency {frequency}"
-            raise PlanError(f"{given}: needs 0 <= begin < end <= 1 and frequency >= 1")
+        if frequency is not None and frequency < 1:
+            raise PlanError(self.refusal("must be at least 1", frequency=frequency))
         if recover not in ("zero", "last"):
             raise unknown_name("recover", recover, ("zero", "last"))
         self.rho, self.p_out, self.closing, self.recover = rho, p_out, closing, recover

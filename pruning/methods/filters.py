@@ -102,9 +102,11 @@ class FilterPruner(Pruner):
         shares = [share for share in (self.density, self.macs) if share is not None]
         if len(shares) != 1:
             raise PlanError("give density= (kept share of channels) or macs= (kept share of the MACs), one of them")
-        if not 0 < shares[0] < 1 or not 0 <= self.floor <= 1 or not 0 <= end <= 1 or self.multiple < 1:
-            given = f"density {self.density}, macs {self.macs}, floor {self.floor}, end {end}, multiple {self.multiple}"
-            raise PlanError(f"{given}: shares lie in (0, 1), floor and end in [0, 1], a multiple is at least 1")
+        if not 0 <= end <= 1:
+            raise PlanError(self.refusal("must be from 0 to 1, a fraction of the training", end=end))
+        if not 0 < shares[0] < 1 or not 0 <= self.floor <= 1 or self.multiple < 1:
+            given = f"density {self.density}, macs {self.macs}, floor {self.floor}, multiple {self.multiple}"
+            raise PlanError(f"{given}: shares lie in (0, 1), floor in [0, 1], a multiple is at least 1")
         if self.scope not in SCOPES:
             raise unknown_name("scope", self.scope, SCOPES)
 

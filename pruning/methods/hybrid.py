@@ -161,8 +161,8 @@ class HybridPruning(Pruner):
         super().__init__(model, total_steps)
         if density is not None and not 0 < density < 1:
             raise PlanError(f"density {density}, must be above 0 and below 1; weights=False leaves weights alone")
-        if not 0 <= begin <= end <= 1:
-            raise PlanError(f"weights go from begin {begin} to end {end}, needs 0 <= begin <= end <= 1")
+        self.first, last = self.phase(begin, end, may_be_empty=True)
+        self.last = max(last, self.first + 1)
         if check is not None and not 0 <= check <= 1:
             raise PlanError(f"check {check}, must be in 0 .. 1: the accuracy that thinning may cost")
         if frequency is not None and frequency < 1:
@@ -192,8 +192,6 @@ class HybridPruning(Pruner):
         self.thin_accuracy: float | None = None
         self._dense_accuracy = self._accuracy(model) if check is not None else None
         self.densities: dict[str, float] | None = None
-        self.first = round(begin * total_steps)
-        self.last = max(round(end * total_steps), self.first + 1)
         self.frequency = frequency or max(1, (self.last - self.first) // 100)
         self.names: tuple[str, ...] = ()
         if weights:

@@ -154,7 +154,7 @@ class Gradual(MaskPruner):
     ) -> None:
         super().__init__(model, example_inputs, total_steps, **options)
         self.masks_at(self.density)  # what cannot be carried out is said now
-        first, last = round(begin * total_steps), round(end * total_steps)
+        first, last = self.phase(begin, end)
         every = frequency or max(1, (last - first) // 100)
         by_name = self.density if isinstance(self.density, Mapping) else {"": self.density}
         if not any(share < 1 for share in by_name.values()):

@@ -71,13 +71,12 @@ class NOfM(MaskPruner):
         least = smallest_density(granularity)
         if not 0 < least < 1:
             raise PlanError(f"granularity {granularity!r}: n_m trains N:M with N < M, such as 2:4")
-        if not 0 <= begin <= end <= 1 or strength < 0:
-            raise PlanError(
-                f"begin {begin}, end {end}, strength {strength}: needs 0 <= begin <= end <= 1, strength >= 0"
-            )
+        if strength < 0:
+            raise PlanError(self.refusal("must be at least 0", strength=strength))
         density = least if density is None else density
         super().__init__(model, example_inputs, total_steps, density=density, granularity=granularity, **options)
-        self.strength, self.first, self.last = strength, round(begin * total_steps), round(end * total_steps)
+        self.first, self.last = self.phase(begin, end, may_be_empty=True)
+        self.strength = strength
         found = self.masks_at(self.density)
         if all(bool(one.all()) for one in found.values()):
             raise PlanError(f"density {density} removes none of the {len(found)} weights; choose a smaller one")

@@ -484,4 +484,4 @@ def _check(**options: float) -> None:
     for name, value in options.items():
         allowed, is_right = RANGES[name]
         if not is_right(value):
-            raise PlanError(f"{name} {value}, must be {allowed}")
+            raise PlanError(NetworkPruningNetwork.refusal(f"must be {allowed}", **{name: value}))

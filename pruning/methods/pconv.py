@@ -140,10 +140,9 @@ class PConv(MaskPruner):
         super().__init__(model, example_inputs, total_steps, density=density, granularity=granularity, **options)
         self.filters = int(granularity.partition("/")[2] or 1)
         self.balanced, self.rho = balanced, rho
-        self.begin, self.end = round(begin * total_steps), round(end * total_steps)
-        if not 0 <= self.begin < self.end <= total_steps or (frequency is not None and frequency < 1):
-            given = f"steps {self.begin}..{self.end} of {total_steps}, frequency {frequency}"
-            raise PlanError(f"ADMM over {given}: needs 0 <= begin < end <= 1 and frequency >= 1; train longer")
+        self.begin, self.end = self.phase(begin, end)
+        if frequency is not None and frequency < 1:
+            raise PlanError(self.refusal("must be at least 1", frequency=frequency))
         phase = self.end - self.begin
         self.frequency = frequency or max(1, min(20, phase // 3), phase // 30)
         weights = {name: masks.dense_weight(self.model, name) for name in self.names}

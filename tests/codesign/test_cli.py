@@ -471,6 +471,10 @@ BAD = {
         lambda f: ["train", "digits_cnn", "--data", "digits", "--out", f / "x.pt"],
         "must end in .safetensors",
     ),
+    "train into a file that is there": (
+        lambda f: ["train", "digits_cnn", "--data", "digits", "--epochs", "1", "--out", good(f)],
+        "good.safetensors: exists already; choose another --out, or --overwrite",
+    ),
     "method": (
         lambda f: [
             "prune",
@@ -514,6 +518,13 @@ def test_bad_input_is_one_line_and_exit_code_2(case, monkeypatch, capsys, tmp_pa
         if path.is_file() and path.name != "config.json" and path.suffix != ".pyc"
     }
     assert not written, "something was left half-written"
+
+
+def test_training_replaces_a_file_when_told_to(monkeypatch, capsys, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    before = (file := good(tmp_path)).read_bytes()
+    words = ["train", "digits_cnn", "--data", "digits", "--epochs", "1", "--out", file, "--overwrite"]
+    assert run(monkeypatch, capsys, *words)[0] == 0
+    assert file.read_bytes() != before
 
 
 def test_impossible_budget_says_what_can_be_reached(monkeypatch, capsys, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -110,7 +110,7 @@ def test_prints_and_survives_json(model: torch.nn.Module, images: ImageData) -> 
     found = evaluate(model, machine, EXAMPLE, data=images, name="mine")
     latency = show("latency", found.costs["latency"])
     assert str(found).startswith(f"mine on Arm Ethos-U55-256: latency {latency} (80% interval ")
-    assert " of vendor estimates), energy " in str(found)
+    assert ", where the vendor's estimator (not silicon) would put it), energy " in str(found)
     assert f"accuracy {found.accuracy:.2%} (heldout, fp32); " in str(found)
     assert "accuracy not measured; " in str(evaluate(model, machine, EXAMPLE))
     data = json.loads(json.dumps(found.to_dict()))

@@ -184,6 +184,14 @@ def test_a_detector_and_its_data_belong_together(tmp_path: Path) -> None:
             prune.run(dataclasses.replace(CONFIG, model=model, data=data), tmp_path / "run")
 
 
+@pytest.mark.parametrize("model", ["digits_cnn", "ssd_digits"])
+def test_an_unknown_data_set_is_answered_with_all_there_are(model: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"mean 'digits_detection'\? Known: cifar10, digits, digits_detection, imagenet"
+    ):
+        load_split(model, "digits_detections", "test")
+
+
 @pytest.mark.data("MNIST")
 def test_a_method_that_needs_labels_is_refused_for_a_detector(monkeypatch, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr(detection, "PICTURES", {"train": 8, "heldout": 8, "test": 8})
@@ -320,16 +328,21 @@ def test_dense_is_the_same_training_without_pruning(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "text", "message"),
     [
-        ("wanda", "density=abc", "option density='abc' of wanda: Input should be a valid number"),
-        ("learned_threshold", "density=20%", "option density='20%' of learned_threshold: Input should be"),
-        ("gradual_magnitude", "keep=conv1", r"option keep='conv1' of gradual_magnitude: needs a list, \[conv1\]"),
-        ("drop_pruning", "recover=all", "option recover='all' of drop_pruning: Input should be 'zero' or 'last'"),
-        ("pconv", "rho=0.1", "option rho=0.1 of pconv: "),
+        ("wanda", "density=abc", "density='abc' of wanda: must be a number or {name: a number, ...}"),
+        ("learned_threshold", "density=20%", "density='20%' of learned_threshold: must be a number or null"),
+        ("gradual_magnitude", "keep=conv1", "keep='conv1' of gradual_magnitude: must be [text, ...]; try [conv1]"),
+        ("gradual_magnitude", "frequency=1.5", "frequency=1.5 of gradual_magnitude: must be a whole number or null"),
+        ("gradual_magnitude", "begin=.nan", "begin=nan of gradual_magnitude: must be a number"),
+        ("gradual_magnitude", "prune_first=2", "prune_first=2 of gradual_magnitude: must be true or false"),
+        ("drop_pruning", "recover=all", "recover='all' of drop_pruning: must be 'zero' or 'last'"),
+        ("pconv", "rho=0.1", "rho=0.1 of pconv: must be [a number, a number]"),
+        ("pconv", "library=abc", "library='abc' of pconv: must be PatternLibrary or a whole number or null"),
     ],
 )
 def test_an_option_of_another_type_is_one_line(method: str, text: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError) as caught:
         parse_options(method, [text])
+    assert str(caught.value) == f"option {message}"
 
 
 def test_types_come_from_the_constructors() -> None:

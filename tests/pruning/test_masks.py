@@ -56,6 +56,20 @@ class TestAttached:
         masks.set_masks(dense, {"0.weight": torch.ones_like(before, dtype=torch.bool)})
         assert torch.equal(dense[0].weight, before)
 
+    def test_a_recurrent_layer_is_copied_with_masks_of_its_own(self):
+        """It keeps the weights it last computed, with their history; `.double()` too computes them."""
+        lstm = nn.LSTM(2, 3, num_layers=2)
+        masks.attach(lstm, {name: checkerboard(each) for name, each in lstm.named_parameters() if "weight" in name})
+        x = torch.randn(4, 1, 2, dtype=torch.double)
+        wanted = lstm.double()(x)[0]
+        wanted.sum().backward()
+        twin = copy.deepcopy(copy.deepcopy(lstm))
+        masks.set_masks(lstm, {"weight_hh_l1": torch.zeros(12, 3, dtype=torch.bool)})
+        torch.testing.assert_close(twin(x)[0], wanted)
+        assert not torch.equal(lstm(x)[0], wanted)
+        twin(x)[0].sum().backward()
+        assert all(parameter.grad is not None for parameter in twin.parameters())
+
     def test_baking_ends_the_parametrization_in_a_copy(self, dense):
         mask = checkerboard(dense[0].weight)
         masks.attach(dense, {"0.weight": mask})

@@ -11,7 +11,7 @@ import pruning.methods as registry
 from pruning import masks
 from pruning.methods import Pruner, method, methods
 from pruning.methods.magnitude import GradualMagnitude, OneShotMagnitude
-from pruning.testing import Loop, PrunerContract, batches, small_net
+from pruning.testing import Loop, PrunerContract, UnfinishedContract, batches, small_net
 from tests.pruning.networks import example, network
 from workloads.errors import CodesignError, ConfigError, PlanError
 
@@ -25,6 +25,27 @@ class TestContract(PrunerContract):
     def prune(self, name, options):
         data = {"data": batches(2, seed=1)} if method(name).NEEDS_DATA else {}
         return functools.partial(method(name), **options, **data)
+
+
+USUAL = {"density": 0.5, "prune_first": True, "prune_last": True}
+ON_RECURRENT = {  # what a method needs on a network of a convolution, an LSTM and a classifier; None: refuses it
+    "drop_pruning": {**USUAL, "rho": 0.5, "end": 1.0},
+    "hybrid_pruning": {"tolerance": 1.0, "prune_first": True},
+    "n_m": {"prune_first": True},
+    "network_pruning_network": {"strength": 20.0, "lr": 0.5, "end": 0.75},
+    **{name: {"density": {"head": 0.3}} for name in ("campfire", "pconv")},
+    **dict.fromkeys(("bn_gamma", "fpgm", "l1_filter", "taylor_filter"), None),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in methods() if ON_RECURRENT.get(name, USUAL) is not None])
+class TestRecurrent(UnfinishedContract):
+    network = staticmethod(lambda seed: network("Recurrent", seed))
+
+    @pytest.fixture
+    def prune(self, name):
+        data = {"data": batches(2, seed=1)} if method(name).NEEDS_DATA else {}
+        return functools.partial(method(name), **ON_RECURRENT.get(name, USUAL), **data)
 
 
 class TestRegistry:
@@ -137,6 +158,27 @@ class TestGradual:
 def test_bad_options(build, options, message):
     with pytest.raises(CodesignError, match=message):
         build(small_net(), EXAMPLE, **{"total_steps": 8, **options})
+
+
+def phases():
+    """Fractions that bound no phase, for every method that has one."""
+    for name, found in methods().items():
+        wrong = {"begin": [-0.25, 0.9], "end": [-0.25, 1.5]}
+        yield from ((name, option, value) for option in wrong.keys() & found.options() for value in wrong[option])
+
+
+@pytest.mark.parametrize(("name", "option", "value"), sorted(phases(), key=str))
+def test_a_phase_out_of_order_or_out_of_the_training(name, option, value):
+    found = method(name)
+    data = {"data": batches(2, seed=1)} if found.NEEDS_DATA else {}
+    with pytest.raises(PlanError, match=rf"options? .*{option}={value}.* of {name}: must be .* 1") as caught:
+        found(small_net(), EXAMPLE, 8, **{**found.EXAMPLES[0], "end": 0.8, **data, option: value})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_phase_without_a_step():
+    with pytest.raises(PlanError, match=r"options begin=0\.5, end=0\.51 of gradual_magnitude: both are step 4 of 8"):
+        GradualMagnitude(small_net(), EXAMPLE, 8, begin=0.5, end=0.51)
 
 
 def test_a_model_without_weights():

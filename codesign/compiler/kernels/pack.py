@@ -10,6 +10,8 @@ from codesign.compiler.kernels import Kernel
 if TYPE_CHECKING:
     from codesign.compiler.emitter import Emitter, Value
 
+INT_BYTES = 4
+
 
 class Move(NamedTuple):
     """Vectors are counted from the start of a plane; `lanes` as for `Emitter.permute`, () for all lanes in order."""
@@ -21,26 +23,30 @@ class Move(NamedTuple):
 
 @dataclass(frozen=True)
 class PackKernel(Kernel):
-    """Vectors of each of so many channels, moved and permuted: where the layouts agree but for whole lanes."""
+    """Vectors of each of so many channels, moved and permuted: where the layouts agree but for whole lanes.
+
+    `planes` says how many bytes behind the source each channel lies (int32).
+    """
 
     moves: tuple[Move, ...]
     fill: float = 0.0
-    ARGUMENTS = ("source", "target", "channels", "source_plane", "target_plane")
+    ARGUMENTS = ("source", "target", "channels", "planes", "target_plane")
 
     def emit(self, e: Emitter) -> None:
-        source_plane, target_plane = e.count("source_plane"), e.count("target_plane")
+        start, target_plane = e.pointer("source"), e.count("target_plane")
 
         def channel(_: Value, carried: list[Value]) -> list[Value]:
-            source, target = carried
+            planes, target = carried
+            source = e.advance(start, e.integer(planes))
             for move in self.moves:
                 if move.lanes and set(move.lanes) == {-1}:
                     found = e.splat(self.fill)
                 else:
                     found = e.permute(e.load(source, move.source), move.lanes or range(e.isa.lanes), self.fill)
                 e.store(found, target, move.to)
-            return [e.advance(source, source_plane), e.advance(target, target_plane)]
+            return [e.advance(planes, INT_BYTES), e.advance(target, target_plane)]
 
-        e.repeat(e.count("channels"), [e.pointer("source"), e.pointer("target")], channel)
+        e.repeat(e.count("channels"), [e.pointer("planes"), e.pointer("target")], channel)
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class GatherKernel(Kernel):
 
     fill: float = 0.0
     is_aligned: bool = True
-    ARGUMENTS = ("source", "target", "channels", "source_plane", "target_plane", "table", "vectors")
+    ARGUMENTS = ("source", "target", "channels", "planes", "target_plane", "table", "vectors")
 
     def emit(self, e: Emitter) -> None:
         from llvmlite import ir
@@ -61,14 +67,15 @@ class GatherKernel(Kernel):
         from codesign.compiler.emitter import F32, I32, I64
         from codesign.compiler.layout import FLOAT_BYTES
 
-        source_plane, target_plane = e.count("source_plane"), e.count("target_plane")
+        start, target_plane = e.pointer("source"), e.count("target_plane")
         table, vectors = e.pointer("table"), e.count("vectors")
         builder = e.builder
         filler = builder.alloca(F32)
         builder.store(ir.Constant(F32, self.fill), filler)
 
         def channel(_: Value, carried: list[Value]) -> list[Value]:
-            source, target = carried
+            planes, target = carried
+            source = e.advance(start, e.integer(planes))
 
             def vector(index: Value, carried: list[Value]) -> list[Value]:
                 entries, to = carried
@@ -82,6 +89,6 @@ class GatherKernel(Kernel):
                 return [e.advance(entries, 4 * e.isa.lanes), e.advance(to, e.vector_bytes)]
 
             e.repeat(vectors, [table, target], vector)
-            return [e.advance(source, source_plane), e.advance(target, target_plane)]
+            return [e.advance(planes, INT_BYTES), e.advance(target, target_plane)]
 
-        e.repeat(e.count("channels"), [e.pointer("source"), e.pointer("target")], channel)
+        e.repeat(e.count("channels"), [e.pointer("planes"), e.pointer("target")], channel)

@@ -1,8 +1,8 @@
 """Planning a convolution: the register tile, the storage of its weights, and the calls that compute it.
 
-For each pass and tile: the footprint of all channels is copied to scratch memory (`tiles`), which settles padding, halo
-and layout once, makes what follows contiguous, and keeps it in the nearest cache that holds it; then all filters run
-over it.
+For each pass and tile: the footprint of all channels is packed to scratch memory, which settles padding, halo and
+layout once, makes what follows contiguous, and keeps it in the nearest cache that holds it; then all filters run over
+it, filter by filter where a filter's tile fills the registers, else channel by channel.
 """
 
 from __future__ import annotations
@@ -11,66 +11,75 @@ import functools
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from codesign.compiler.isa import Isa
-from codesign.compiler.kernels.convolution import ConvolutionKernel, Taps
-from codesign.compiler.kernels.pack import GatherKernel, PackKernel
+from codesign.compiler.kernels.convolution import ConvolutionKernel
+from codesign.compiler.kernels.outputs import Output, Taps
+from codesign.compiler.kernels.scatter import ScatterKernel
 from codesign.compiler.layout import FLOAT_BYTES, Layout, best_layout
 from codesign.compiler.ops import Operator
-from codesign.compiler.plan import Context, Place, Shape
-from codesign.compiler.program import Argument, At, Call, Space, Stage, Work
+from codesign.compiler.packed import SCRATCH, Packed
+from codesign.compiler.plan import Context, Shape, Tuning
+from codesign.compiler.program import At, Call, Space, Stage, Work
 from codesign.compiler.steps import Step
-from codesign.compiler.storage import FilterGroups, Kernels, Packing, encode, find_kernels
-from codesign.compiler.tiles import Tile, Window, cut, gather_table, shift_moves
+from codesign.compiler.storage import FilterGroups, Kernels, Packing, encode, encode_runs, find_kernels
+from codesign.compiler.tiles import Tile, Window, cut
 from workloads.graph import Layer, Op
 
-SCRATCH = At(Space.SCRATCH, 0)
-RESERVED = 7
-"""Registers that are no sums: weights and inputs."""
+FEW_OUTPUTS = 8
+"""Vectors of a filter's whole block up to which channels come first."""
+SUMS_BYTES = 24 * 1024
+"""Of the sums of all filters that a scattering kernel adds to: they stay in the nearest cache."""
 WASTE = 1.25
 """Vectors of a layout over those of the best, up to which the input's blocks are kept."""
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """What may be chosen freely for a convolution.
-
-    Attributes:
-        tile: outputs (rows, columns) of a filter that stay in registers. filters: at most so many that share their
-            kernels are computed together. ahead: kernels by which packed tiles are prefetched; 0 for not.
-    """
-
-    tile: tuple[int, int]
-    filters: int = 1
-    ahead: int = 0
 
 
 def window_of(layer: Layer) -> Window:
     return Window((layer.r, layer.s), layer.stride, layer.dilation, (layer.padding[0], layer.padding[2]))
 
 
-def kernels_of_layer(layer: Layer, weight: np.ndarray) -> Kernels:
-    return find_kernels(weight.reshape(layer.weight_shape), layer.groups)
+# ---- choices --------------------------------------------------------------------------------------------------------
 
 
-def default_tuning(isa: Isa, kernels: Kernels, window: Window, block: tuple[int, int], multiple: int) -> Tuning:
-    """The tile and group of filters with the least estimated time (`_cost`)."""
+def window_layout(step: Step, sources: Sequence[Layout], shape: Shape, lanes: int) -> Layout:
+    """The blocks of the input, smaller by the stride, so that lanes stay; others where that wastes too many lanes."""
+    source, best = sources[0], best_layout(lanes, shape[0], shape[2], shape[3])
+    pool = 1 if step.pool is None else 2
+    down, right = step.layer.stride[0] * pool, step.layer.stride[1] * pool
+    inherited = replace(source, block=(source.block[0] // down, source.block[1] // right))
+    is_even = source.block == (inherited.block[0] * down, inherited.block[1] * right)
+    holds = all(n * side >= length for n, side, length in zip(source.grid, inherited.block, shape[2:], strict=True))
+    is_dense = _vectors(inherited, shape) <= WASTE * _vectors(best, shape)
+    return inherited if source.lanes == lanes and is_even and holds and is_dense else best
+
+
+def _vectors(layout: Layout, shape: Shape) -> int:
+    return layout.passes(shape[0]) * math.prod(layout.block)
+
+
+def tunings(isa: Isa, kernels: Kernels, window: Window, block: tuple[int, int], multiple: int) -> list[Tuning]:
+    """All choices, those with the least estimated time (`_cost`) first.
+
+    Where a whole block is a few vectors, channels come first, and filters only after.
+    """
     largest = max((len(part) for part in kernels.classes()), default=1)
     groups = [size for size in (1, 2, 4) if size <= largest]
     found = []
     for size, rows, columns in itertools.product(groups, range(1, block[0] + 1), range(1, block[1] + 1)):
         is_whole = rows % multiple == columns % multiple == 0
-        if is_whole and rows * columns * size <= max(isa.registers - RESERVED, multiple**2):
+        if is_whole and rows * columns * size <= max(isa.sums, multiple**2):
             tuning = Tuning((rows, columns), size)
-            found.append((_cost(isa, kernels, window, block, multiple, tuning), tuning.tile, tuning))
-    return min(found, key=lambda item: item[:2])[2]
+            found.append((_cost(kernels, window, block, multiple, tuning), tuning.tile, tuning))
+    by_filter = [tuning for _, _, tuning in sorted(found, key=lambda item: item[:2])]
+    return [Tuning(block, order="channel")] * (math.prod(block) <= FEW_OUTPUTS) + by_filter
 
 
-def _cost(isa: Isa, kernels: Kernels, window: Window, block: tuple[int, int], multiple: int, tuning: Tuning) -> float:
+def _cost(kernels: Kernels, window: Window, block: tuple[int, int], multiple: int, tuning: Tuning) -> float:
     """Cycles for all tiles of a block by all kernels: the larger of multiplications and loads, two each a cycle."""
     share = np.bincount(kernels.shape, minlength=len(kernels.shapes)) / max(len(kernels.shape), 1)
     total = 0.0
@@ -92,155 +101,194 @@ def _loads(window: Window, tile: tuple[int, int], taps: Taps) -> int:
     return len({(i * sy + y * dy, j * sx + x * dx) for i, j in outputs for y, x in taps})
 
 
-def window_layout(step: Step, sources: Sequence[Layout], shape: Shape, lanes: int) -> Layout:
-    """The blocks of the input, smaller by the stride, so that lanes stay; others where that wastes too many lanes."""
-    layer, source, best = step.layer, sources[0], best_layout(lanes, shape[0], *shape[2:])
+# ---- calls ----------------------------------------------------------------------------------------------------------
+
+
+def kernels_of_step(step: Step, context: Context) -> Kernels:
+    layer = step.layer
+    return find_kernels(context.weights[layer.weight].reshape(layer.weight_shape), layer.groups)
+
+
+def choices(step: Step, context: Context, kernels: Kernels) -> list[Tuning]:
+    """How a step may be computed, the most promising first."""
     pool = 1 if step.pool is None else 2
-    steps = [stride * pool for stride in layer.stride]
-    block = tuple(-(-side // each) for side, each in zip(source.block, steps, strict=True))
-    inherited = Layout(lanes, source.samples, source.grid, (block[0], block[1]))
-    holds = all(
-        blocks * side >= length and side * each == whole
-        for blocks, side, length, each, whole in zip(
-            source.grid, inherited.block, shape[2:], steps, source.block, strict=True
-        )
-    )
-    is_dense = _vectors(inherited, shape) <= WASTE * _vectors(best, shape)
-    return inherited if source.lanes == lanes and holds and is_dense else best
+    block = context.places[step.output].layout.block
+    return tunings(context.isa, kernels, window_of(step.layer), (block[0] * pool, block[1] * pool), pool)
 
 
-def _vectors(layout: Layout, shape: Shape) -> int:
-    return layout.passes(shape[0]) * math.prod(layout.block)
+def plan_convolution(step: Step, context: Context) -> Stage:
+    """The stage of a convolution with all that it absorbed, as `context.tunings` says or as is estimated best."""
+    kernels = kernels_of_step(step, context)
+    tuning = context.tunings.get(step.output) or choices(step, context, kernels)[0]
+    return plan_tuned(step, context, kernels, tuning)
+
+
+def plan_tuned(step: Step, context: Context, kernels: Kernels, tuning: Tuning) -> Stage:
+    layer, out = step.layer, context.places[step.output]
+    pool = 1 if step.pool is None else 2
+    whole = replace(out.layout, block=(out.layout.block[0] * pool, out.layout.block[1] * pool))
+    channels, ranks = np.unique(kernels.channel, return_inverse=True)
+    source = context.places[step.inputs[0]]
+    packed = Packed.cut(context, source, whole, window_of(layer), tuning.tile, pool, channels)
+    plan = _Plan(step, context, tuning, packed, replace(kernels, channel=ranks))
+    parts = 1 if len(packed.tiles) * out.passes >= 2 * context.threads else context.threads
+    shares = list((_by_channel if tuning.order == "channel" else _by_filter)(plan, parts))
+    works = []
+    for batch, tile in itertools.product(range(out.passes), packed.tiles):
+        pack = packed.call(context, tile, batch)
+        for share in shares:
+            work = (share.kernels + len(channels)) * math.prod(tile.size)
+            works.append(Work((pack, *(make(tile, batch) for make in share.calls)), work))
+    return Stage(step.output, tuple(works), _record(plan))
+
+
+def _record(plan: _Plan) -> dict[str, Any]:
+    """What is known of a convolution's weights, and how they are computed."""
+    layer, kernels, tuning = plan.step.layer, plan.kernels, plan.tuning
+    tensor = {"weights": list(layer.weight_shape), "strides": list(layer.stride), "dilations": list(layer.dilation)}
+    sharing = max((len(part) for part in kernels.classes()), default=0)
+    return {
+        "convolution": {**tensor, "padding": list(layer.padding), "groups": layer.groups},
+        "pattern": {
+            "shapes": [" ".join(f"{y},{x}" for y, x in taps) for taps in kernels.shapes],
+            "kernels": len(kernels.filter),
+            "of": layer.k * layer.c // layer.groups,
+            "multiplications_per_pixel": kernels.taps,
+            "filters_that_agree": sharing,
+            "input_channels_read": len(plan.packed.channels),
+            "filters_computed": len(plan.read),
+        },
+        "storage": {"layout": "FKW", "bytes": int(len(kernels.filter) + kernels.taps) * FLOAT_BYTES},
+        "tuning": {
+            "order": tuning.order,
+            "tile": list(tuning.tile),
+            "unroll_filters": tuning.filters,
+            "prefetch_kernels": tuning.ahead,
+            "tiles": len(plan.packed.tiles),
+        },
+    }
+
+
+@dataclass(frozen=True)
+class _Share:
+    """A part of the filters: how many kernels they have, and the calls that compute them for a tile of a pass."""
+
+    kernels: int
+    calls: list[Callable[[Tile, int], Call]]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What all calls of a convolution have in common."""
+
+    step: Step
+    context: Context
+    tuning: Tuning
+    packed: Packed
+    kernels: Kernels
+
+    @property
+    def vector(self) -> int:
+        return self.context.isa.lanes * FLOAT_BYTES
+
+    @property
+    def bias(self) -> np.ndarray:
+        layer = self.step.layer
+        return self.context.weights[layer.bias] if layer.bias else np.zeros(layer.k, np.float32)
+
+    @property
+    def read(self) -> np.ndarray:
+        """The filters whose outputs somebody reads."""
+        read = self.context.read.get(self.step.output)
+        return np.arange(self.kernels.filters) if read is None else np.flatnonzero(read)
+
+    @property
+    def packing(self) -> Packing:
+        (dy, dx), out = self.step.layer.dilation, self.context.places[self.step.output]
+        here = (self.packed.plane_bytes, dy * self.packed.row * self.vector, dx * self.vector, out.plane)
+        if (residual := self.step.residual) is None:
+            return Packing(*here)
+        return Packing(*here, self.context.places[residual.tensor].plane, residual.first, residual.channels)
+
+    def shapes(self, shapes: Sequence[Taps]) -> tuple[Taps, ...]:
+        dy, dx = self.step.layer.dilation
+        return tuple(tuple((y * dy, x * dx) for y, x in taps) for taps in shapes)
+
+    def output(self, tile: Tile) -> Output:
+        out, residual = self.context.places[self.step.output].layout, None
+        if self.step.residual is not None:
+            residual = (*self.step.residual.stride, self.context.places[self.step.residual.tensor].layout.block[1])
+        pool = 1 if self.step.pool is None else 2
+        return Output(tile.size, out.block[1], self.step.activation, residual, pool)
+
+    def places(self, tile: Tile, batch: int) -> tuple[At, At]:
+        """Where a tile of channel 0 is written, and where what is added to it lies."""
+        out = self.context.places[self.step.output]
+        pool = 1 if self.step.pool is None else 2
+        written = out.batch(batch) + (tile.row // pool * out.layout.block[1] + tile.column // pool) * self.vector
+        if (residual := self.step.residual) is None:
+            return written, At(Space.NUMBER, 0)
+        its, (down, right) = self.context.places[residual.tensor], residual.stride
+        skipped = tile.row * down * its.layout.block[1] + tile.column * right
+        return written, its.batch(batch) + residual.start * its.plane + skipped * self.vector
+
+    def filter_call(self, groups: FilterGroups, stored: tuple[At, At], span: slice, tile: Tile, batch: int) -> Call:
+        """A run of filter groups, computed one after another."""
+        headers, stream = stored
+        stride, row = self.step.layer.stride, self.packed.row
+        shapes = self.shapes(groups.shapes)
+        kernel = ConvolutionKernel(self.output(tile), stride, shapes, groups.filters, row, self.tuning.ahead)
+        first, count = headers + span.start * kernel.header_bytes, span.stop - span.start
+        return Call(kernel, (SCRATCH, *self.places(tile, batch), first, count, stream))
+
+    def channel_call(self, shapes: Sequence[Taps], stored: tuple[At, int, At, At], tile: Tile, batch: int) -> Call:
+        """Filters computed together, channel after channel."""
+        kernel = ScatterKernel(self.output(tile), self.step.layer.stride, self.shapes(shapes), self.packed.row)
+        return Call(kernel, (SCRATCH, SCRATCH + self.packed.size, *self.places(tile, batch), *stored))
+
+
+def _by_filter(plan: _Plan, parts: int) -> Iterator[_Share]:
+    """Filters cut into runs of about equally many kernels, so that several threads can share a tile."""
+    data = plan.context.data
+    plan.context.need_scratch(plan.packed.size)
+    groups = list(encode(plan.kernels, plan.bias, plan.packing, plan.read, plan.tuning.filters))
+    stored = [(data.add(part.headers), data.add(part.stream)) for part in groups]
+    for i in range(parts):
+        share = _Share(0, [])
+        for part, places in zip(groups, stored, strict=True):
+            sums = np.cumsum(part.kernels + 1)
+            begin, end = (int(np.searchsorted(sums, sums[-1] * j / parts)) for j in (i, i + 1))
+            span = slice(begin, end if i < parts - 1 else len(sums))
+            if span.start < span.stop:
+                work = int(part.kernels[span].sum()) * part.filters
+                share = _Share(
+                    share.kernels + work, [*share.calls, functools.partial(plan.filter_call, part, places, span)]
+                )
+        if share.calls:
+            yield share
+
+
+def _by_channel(plan: _Plan, parts: int) -> Iterator[_Share]:
+    """Neighbouring filters in blocks whose sums stay in the nearest cache, dealt to so many parts."""
+    data, filters = plan.context.data, len(plan.read)
+    size = math.prod(plan.tuning.tile) * plan.vector
+    blocks = -(-filters // max(1, SUMS_BYTES // size))
+    blocks = min(-(-blocks // parts) * parts, filters)
+    bounds = [filters * i // blocks for i in range(blocks + 1)]
+    plan.context.need_scratch(plan.packed.size + (-(-filters // blocks)) * size)
+    for dealt in np.array_split(np.arange(blocks), min(parts, blocks)):
+        share = _Share(0, [])
+        for i in dealt:
+            mine = plan.read[bounds[i] : bounds[i + 1]]
+            runs = encode_runs(plan.kernels, plan.bias, plan.packing, mine, size)
+            stored = (data.add(runs.headers), len(mine), data.add(runs.counts), data.add(runs.stream))
+            call = functools.partial(plan.channel_call, runs.shapes, stored)
+            share = _Share(share.kernels + runs.kernels, [*share.calls, call])
+        yield share
 
 
 def _can_convolve(step: Step, sources: Sequence[Shape]) -> bool:
     return len(step.layer.shape) in (3, 4)
-
-
-def plan_convolution(step: Step, context: Context, tuning: Tuning | None = None) -> Stage:
-    """The stage of a convolution with everything that it absorbed."""
-    layer = step.layer
-    source, out = context.places[step.inputs[0]], context.places[step.output]
-    pool = 1 if step.pool is None else 2
-    whole = replace(out.layout, block=(out.layout.block[0] * pool, out.layout.block[1] * pool))
-    kernels = kernels_of_layer(layer, context.weights[layer.weight])
-    window = window_of(layer)
-    tuning = tuning or default_tuning(context.isa, kernels, window, whole.block, pool)
-    tiles = list(cut(whole.block, tuning.tile, pool))
-    row, plane = _pitch(window, tiles)
-    packing = _packing(step, context, row, plane, window)
-    bias = context.weights[layer.bias] if layer.bias else np.zeros(layer.k, np.float32)
-    groups = list(encode(kernels, bias, packing, tuning.filters))
-    context.need_scratch(plane * source.shape[1] * context.isa.lanes * FLOAT_BYTES)
-    filters = [_Filters(part, context.data.add(part.headers), context.data.add(part.stream)) for part in groups]
-    works = []
-    for batch, tile in itertools.product(range(out.passes), tiles):
-        pack = pack_call(context, source, whole, window, tile, batch, row, plane)
-        for share in _shares(filters, 1 if len(tiles) * out.passes >= 2 * context.threads else context.threads):
-            calls = [_call(step, context, tuning, tile, batch, part, span, row, pool) for part, span in share]
-            work = sum(int(part.groups.kernels[slice(*span)].sum()) * part.groups.filters for part, span in share)
-            works.append(Work((pack, *calls), (work + source.shape[1]) * math.prod(tile.size)))
-    return Stage(step.output, tuple(works))
-
-
-@dataclass(frozen=True)
-class _Filters:
-    groups: FilterGroups
-    headers: At
-    stream: At
-
-
-def _pitch(window: Window, tiles: Sequence[Tile]) -> tuple[int, int]:
-    """Vectors of a row and of a channel of packed tiles, the same for all tiles: kernels have one offset for all."""
-    sizes = [window.footprint(tile.size) for tile in tiles]
-    row = max(columns for _, columns in sizes)
-    return row, row * max(rows for rows, _ in sizes)
-
-
-def _packing(step: Step, context: Context, row: int, plane: int, window: Window) -> Packing:
-    vector = context.isa.lanes * FLOAT_BYTES
-    dy, dx = window.dilation
-    out = context.places[step.output]
-    if (residual := step.residual) is None:
-        return Packing(plane * vector, dy * row * vector, dx * vector, out.plane)
-    its = context.places[residual.tensor].plane
-    return Packing(plane * vector, dy * row * vector, dx * vector, out.plane, its, residual.first, residual.channels)
-
-
-def _shares(filters: Sequence[_Filters], count: int) -> Iterator[list[tuple[_Filters, tuple[int, int]]]]:
-    """Filters cut into runs of about equally many kernels, so that several threads can share a tile."""
-    for i in range(count):
-        found = []
-        for part in filters:
-            sums = np.cumsum(part.groups.kernels + 1)
-            bounds = np.searchsorted(sums, sums[-1] * np.arange(count + 1) / count)
-            bounds[-1] = len(sums)
-            if bounds[i] < bounds[i + 1]:
-                found.append((part, (int(bounds[i]), int(bounds[i + 1]))))
-        if found:
-            yield found
-
-
-def _call(
-    step: Step,
-    context: Context,
-    tuning: Tuning,
-    tile: Tile,
-    batch: int,
-    part: _Filters,
-    span: tuple[int, int],
-    row: int,
-    pool: int,
-) -> Call:
-    """A run of filter groups over one packed tile."""
-    out, vector = context.places[step.output], context.isa.lanes * FLOAT_BYTES
-    (dy, dx), groups = step.layer.dilation, part.groups
-    shapes = tuple(tuple((y * dy, x * dx) for y, x in taps) for taps in groups.shapes)
-    residual, residual_at = None, At(Space.NUMBER, 0)
-    if step.residual is not None:
-        its = context.places[step.residual.tensor]
-        down, right = step.residual.stride
-        residual = (down, right, its.layout.block[1])
-        skipped = (tile.row * down * its.layout.block[1] + tile.column * right) * vector
-        residual_at = its.batch(batch) + step.residual.start * its.plane + skipped
-    kernel = ConvolutionKernel(
-        tile.size, step.layer.stride, shapes, groups.filters, row, out.layout.block[1], step.activation, residual, pool,
-        tuning.ahead,
-    )  # fmt: skip
-    written = (tile.row // pool * out.layout.block[1] + tile.column // pool) * vector
-    begin, end = span
-    arguments: tuple[Argument, ...] = (
-        SCRATCH, out.batch(batch) + written, residual_at, part.headers + begin * kernel.header_bytes, end - begin,
-        part.stream,
-    )  # fmt: skip
-    return Call(kernel, arguments)
-
-
-def pack_call(
-    context: Context,
-    source: Place,
-    out: Layout,
-    window: Window,
-    tile: Tile,
-    batch: int,
-    row: int,
-    plane: int,
-    fill: float = 0.0,
-) -> Call:
-    """The copy of a tile's footprint of all channels to the start of scratch memory."""
-    vector = context.isa.lanes * FLOAT_BYTES
-    channels, size = source.shape[1], source.shape[2:]
-    shifted = shift_moves(source.layout, out, size, window, tile, row)
-    if shifted is not None:
-        base, moves = shifted
-        start = source.batch(batch) + base * vector
-        return Call(PackKernel(moves, fill), (start, SCRATCH, channels, source.plane, plane * vector))
-    table = np.full((window.footprint(tile.size)[0], row, context.isa.lanes), -1, np.int32)
-    reads = np.array(window.reads(tile.size))
-    table[reads[:, 0], reads[:, 1]] = gather_table(source.layout, out, source.shape, window, tile, batch)
-    place = context.data.add(table)
-    arguments = (source.start, SCRATCH, channels, source.plane, plane * vector, place, table.shape[0] * row)
-    return Call(GatherKernel(fill), arguments)
 
 
 OPERATORS = {Op.CONV: Operator(_can_convolve, window_layout, plan_convolution, "any")}

@@ -11,11 +11,11 @@ import numpy as np
 from codesign.compiler.kernels.pooling import GlobalMeanKernel, PoolKernel
 from codesign.compiler.layout import FLOAT_BYTES, Layout
 from codesign.compiler.ops import Operator
-from codesign.compiler.ops.convolution import SCRATCH, pack_call, window_layout, window_of
+from codesign.compiler.ops.convolution import window_layout, window_of
+from codesign.compiler.packed import SCRATCH, Packed
 from codesign.compiler.plan import Context, Shape, plain_layout
 from codesign.compiler.program import At, Call, Space, Stage, Work
 from codesign.compiler.steps import Step
-from codesign.compiler.tiles import cut
 from workloads.graph import Op
 
 MAX_READS = 1024
@@ -33,23 +33,21 @@ def _plan_pool(step: Step, context: Context) -> Stage:
     taps = tuple(itertools.product(range(0, layer.r * layer.dilation[0], layer.dilation[0]),
                                    range(0, layer.s * layer.dilation[1], layer.dilation[1])))  # fmt: skip
     side = max(1, math.isqrt(min(16, MAX_READS // len(taps))))
-    tiles = list(cut(out.layout.block, (side, side)))
-    sizes = [window.footprint(tile.size) for tile in tiles]
-    row = max(columns for _, columns in sizes)
-    plane, vector = row * max(rows for rows, _ in sizes), context.isa.lanes * FLOAT_BYTES
-    context.need_scratch(plane * source.shape[1] * vector)
+    packed = Packed.cut(context, source, out.layout, window, (side, side))
+    vector = context.isa.lanes * FLOAT_BYTES
+    context.need_scratch(packed.size)
     factors = _factors(step, source.shape, out.shape) if is_mean else None
     works = []
-    for batch, tile in itertools.product(range(out.passes), tiles):
+    for batch, tile in itertools.product(range(out.passes), packed.tiles):
         fill = 0.0 if is_mean else -math.inf
-        pack = pack_call(context, source, out.layout, window, tile, batch, row, plane, fill)
+        pack = packed.call(context, tile, batch, fill)
         table = At(Space.NUMBER, 0)
         if factors is not None:
             rows = slice(tile.row, tile.row + tile.size[0]), slice(tile.column, tile.column + tile.size[1])
             table = context.data.add(_by_lane(out.layout, factors)[rows])
-        kernel = PoolKernel(tile.size, taps, layer.stride, row, out.layout.block[1], is_mean, step.activation)
+        kernel = PoolKernel(tile.size, taps, layer.stride, packed.row, out.layout.block[1], is_mean, step.activation)
         written = out.batch(batch) + (tile.row * out.layout.block[1] + tile.column) * vector
-        arguments = (SCRATCH, written, out.shape[1], plane * vector, out.plane, table)
+        arguments = (SCRATCH, written, out.shape[1], packed.plane_bytes, out.plane, table)
         works.append(Work((pack, Call(kernel, arguments)), math.prod(tile.size)))
     return Stage(step.output, tuple(works))
 

@@ -181,7 +181,8 @@ def test_a_price_carries_its_interval() -> None:
     assert with_interval(0.010, bar(4)) == "10.000 (80% interval 8.000 to 12.500, indicative)"
     estimates = bar(9, kinds=("fvp_model", "vendor_estimate"))
     assert with_interval(0.010, estimates) == (
-        "10.000 (80% interval 8.000 to 12.500 of fvp models and vendor estimates)"
+        "10.000 (80% interval 8.000 to 12.500, "
+        "where the vendor's FVP model or the vendor's estimator (not silicon) would put it)"
     )
     assert with_interval(0.010, bar(1, absolute=None)) == with_interval(0.010, None) == "10.000"
 

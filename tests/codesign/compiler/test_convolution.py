@@ -7,9 +7,12 @@ from hypothesis import strategies as st
 
 from codesign.compiler import compile_network
 from codesign.compiler.isa import find_isa, host_isas
-from codesign.compiler.network import build
-from codesign.compiler.ops.convolution import Tuning
-from codesign.compiler.program import Stage, kernels_of
+from codesign.compiler.kernels.convolution import ConvolutionKernel
+from codesign.compiler.kernels.scatter import ScatterKernel
+from codesign.compiler.network import Network, build
+from codesign.compiler.plan import Tuning
+from codesign.compiler.program import Call, Stage, kernels_of
+from codesign.compiler.runtime import Executable
 from workloads.graph import Layer, LayerGraph, Op
 from workloads.reference import run
 
@@ -104,14 +107,26 @@ def test_threads_share_tiles_or_filters(threads: int) -> None:
         check(graph_of(weight, 2, side, side), weight, threads=threads)
 
 
-@pytest.mark.parametrize("tuning", [Tuning((1, 1)), Tuning((3, 2), 2), Tuning((2, 4), 4, 1), Tuning((4, 6), 1, 2)])
-def test_no_tuning_changes_the_result(tuning: Tuning, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "tuning",
+    [Tuning((1, 1)), Tuning((3, 2), 2), Tuning((2, 4), 4, 1), Tuning((4, 6), 1, 2), Tuning((3, 2), order="channel")],
+)
+def test_no_tuning_changes_the_result(tuning: Tuning) -> None:
     rng = np.random.default_rng(0)
     weight = patterned(8, 6, 0.6, 4, rng)
     graph = graph_of(weight, 1, 24, 24)
     assert graph is not None
-    monkeypatch.setattr("codesign.compiler.ops.convolution.default_tuning", lambda *_: tuning)
-    check(graph, weight)
+    weights, x = {"w": weight, "b": np.zeros(8, np.float32)}, rng.standard_normal((1, 6, 24, 24)).astype(np.float32)
+    network = build(graph, weights, find_isa(), tunings={"conv": tuning})
+    used = {
+        call.kernel.output.tile for call in calls(network) if isinstance(call.kernel, ConvolutionKernel | ScatterKernel)
+    }
+    assert max(used) <= tuning.tile
+    assert close(Executable(network)([x])[0], run(graph, weights, x))
+
+
+def calls(network: Network) -> list[Call]:
+    return [call for part in network.parts if isinstance(part, Stage) for work in part.works for call in work.calls]
 
 
 def test_nan_and_infinity_pass_through_kept_weights_only() -> None:

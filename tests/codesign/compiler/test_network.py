@@ -79,6 +79,23 @@ def test_shortcuts_and_additions_cost_no_step() -> None:
     assert network.arena < network.naive / 4
 
 
+def test_channels_that_nobody_reads_are_neither_computed_nor_packed() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1)).eval()
+    first, second = model[0], model[2]
+    assert isinstance(first, nn.Conv2d)
+    assert isinstance(second, nn.Conv2d)
+    with torch.no_grad():
+        second.weight[:, [1, 5]] = 0
+        first.weight[:, 1] = 0
+    for side in (4, 30):  # channel by channel, and filter by filter
+        network = check(model, torch.randn(1, 2, side, side))
+        a, b = (
+            part.record["pattern"] for part in network.parts if isinstance(part, Stage) and "pattern" in part.record
+        )
+        assert (a["input_channels_read"], a["filters_computed"]) == (1, 6)
+        assert (b["input_channels_read"], b["filters_computed"]) == (6, 4)
+
+
 class Oddities(nn.Module):
     """What the fusing must not get wrong: a tensor read twice, an addition of itself, scaled, a pool read by two."""
 
@@ -112,6 +129,19 @@ class WithUnknown(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.after(torch.softmax(self.norm(self.conv(x)), 1))
+
+
+class Ends(nn.Module):
+    """Softmax and its logarithm over the last axis, of features and of maps."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.softmax(x.flatten(1), 1), torch.log_softmax(3 * x, -1)
+
+
+@pytest.mark.parametrize("isa", host_isas())
+def test_softmax(isa: str) -> None:
+    network = check(Ends(), 30 * torch.randn(3, 2, 5, 7), isa)
+    assert "softmax" not in {part.layer.op.value for part in network.parts if isinstance(part, InTorch)}
 
 
 def test_what_is_not_compiled_runs_in_torch() -> None:

@@ -67,7 +67,7 @@ def test_nothing_is_kept_of_an_empty_layer() -> None:
     kernels = find_kernels(np.zeros((2, 3, 3, 3), np.float32))
     assert kernels.taps == 0
     assert kernels.shapes == ()
-    (groups,) = encode(kernels, np.zeros(2, np.float32), Packing(1, 1, 1, 1), 2)
+    (groups,) = encode(kernels, np.zeros(2, np.float32), Packing(1, 1, 1, 1), np.arange(2), 2)
     assert groups.kernels.tolist() == [0]
 
 
@@ -87,7 +87,7 @@ def test_the_papers_example_keeps_its_order() -> None:
     assert kernels.channel[~square].tolist() == [1, 0, 1, 2, 3, 1, 3]
     starts = np.searchsorted(kernels.filter, range(5))
     assert np.diff(starts).tolist() == [2, 2, 3, 2]
-    groups = list(encode(kernels, np.zeros(4, np.float32), Packing(100, 10, 1, 1000), 1))
+    groups = list(encode(kernels, np.zeros(4, np.float32), Packing(100, 10, 1, 1000), np.arange(4), 1))
     assert len(groups) == 1
     assert groups[0].kernels.tolist() == [2, 2, 2, 3]  # ascending: filter 2 comes last
     assert groups[0].headers[:, 1 + len(kernels.shapes)].tolist() == [0, 1000, 3000, 2000]
@@ -99,7 +99,13 @@ def test_groups_are_filters_that_agree(most: int, sizes: list[int]) -> None:
     mask = np.repeat(rng.random((2, 4, 1, 1)) < 0.5, [7, 1], axis=0)
     mask[7] = ~mask[0]
     groups = list(
-        encode(find_kernels(rng.random((8, 4, 3, 3)) * mask), np.zeros(8, np.float32), Packing(1, 1, 1, 1), most)
+        encode(
+            find_kernels(rng.random((8, 4, 3, 3)) * mask),
+            np.zeros(8, np.float32),
+            Packing(1, 1, 1, 1),
+            np.arange(8),
+            most,
+        )
     )
     assert [part.filters for part in groups] == sizes
     assert sum(part.filters * len(part.headers) for part in groups) == 8
@@ -109,7 +115,9 @@ def test_words_of_a_group_by_hand() -> None:
     """Two filters with one 1x2 kernel on channel 3: offset, then tap by tap, filter by filter."""
     weight = np.zeros((2, 4, 1, 2), np.float32)
     weight[:, 3] = [[[1, 2]], [[3, 4]]]
-    (group,) = encode(find_kernels(weight), np.array([5, 6], np.float32), Packing(64, 16, 4, 100, 10, 1, 1), 2)
+    (group,) = encode(
+        find_kernels(weight), np.array([5, 6], np.float32), Packing(64, 16, 4, 100, 10, 1, 1), np.arange(2), 2
+    )
     assert group.stream[0] == 3 * 64
     assert group.stream[1:].view(np.float32).tolist() == [1, 3, 2, 4]
     start, count, *rest = group.headers[0].tolist()

@@ -213,7 +213,6 @@ class TestSize:
         ({"scope": "global"}, "scope 'global' ranks single weights"),
         ({"density": {"conv1": 2.0, "conv2": 0.5}}, "density 2"),
         ({"density": 0.0}, "density 0, must be above 0"),
-        ({"end": 0.0}, "needs 0 <= begin < end"),
         ({"density": {"conv9": 0.5}}, "unknown layer with weights 'conv9'"),
     ],
 )

@@ -182,7 +182,6 @@ def test_what_is_chosen_stays_while_training_goes_on():
         ({"density": 1.0}, r"density 1.0, .*shares lie in \(0, 1\)"),
         ({"macs": 0.0}, r"macs 0.0, .*shares lie in \(0, 1\)"),
         ({"macs": 0.5, "multiple": 0}, "a multiple is at least 1"),
-        ({"macs": 0.5, "end": 1.5}, "end 1.5"),
         ({"macs": 0.5, "scope": "layer"}, "unknown scope 'layer'"),
         ({"macs": 0.01}, "macs 0.01 cannot be reached: .* is the least"),
         ({"density": 0.9, "multiple": 8}, "remove no channel"),

@@ -267,7 +267,6 @@ def test_bf16_channels_last_copied_and_compiled():
         ({"multiple": 16}, "no channel group can lose units at multiple 16"),
         ({"keep": ("conv2",)}, "'conv2' is in channel group 'stem'"),
         ({"density": 1.0}, "density 1.0, must be above 0 and below 1"),
-        ({"begin": 0.8, "end": 0.5}, "begin 0.8 to end 0.5"),
         ({"check": 2.0}, "check 2.0, must be in 0 .. 1"),
         ({"frequency": 0}, "frequency 0, must be at least 1"),
         ({"data": None}, "hybrid_pruning measures on pictures"),

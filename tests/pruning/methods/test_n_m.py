@@ -97,8 +97,7 @@ def test_taken_up_after_the_end_stays_closed():
     [
         ({"granularity": "weight"}, "n_m trains N:M with N < M, such as 2:4"),
         ({"granularity": "4:4"}, "n_m trains N:M with N < M, such as 2:4"),
-        ({"begin": 0.9, "end": 0.5}, "needs 0 <= begin <= end <= 1"),
-        ({"strength": -1.0}, "strength >= 0"),
+        ({"strength": -1.0}, "option strength=-1.0 of n_m: must be at least 0"),
         ({"density": 0.25}, "2:4 keeps 0.5"),
         ({"density": 0.9}, "removes none"),
     ],

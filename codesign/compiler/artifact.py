@@ -1,0 +1,95 @@
+"""A compiled network in a folder: its graph, its weights and the tuned plan, but no machine code.
+
+Code is made again when the folder is loaded (a second for a large network): what is read from disk is data alone,
+checked before it is used, and no folder holds code of an older generator.
+
+    plan.json       format, instruction set, threads, tunings by layer, checksum of graph.json
+    graph.json      the layer graph, with the checksums of its arrays;  graph.weights/  the arrays
+    layers.yaml     the layer-wise representation, to be read
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from codesign.compiler.isa import ISAS, host_isas
+from codesign.compiler.network import Network
+from codesign.compiler.plan import Tuning
+from codesign.compiler.records import explain
+from codesign.compiler.tune import tuning_of
+from workloads.errors import ConfigError, DataError
+from workloads.graph import LayerGraph
+from workloads.store import load_graph, read_json, save_graph, write_file
+
+FORMAT = 1
+PLAN, GRAPH, LAYERS = "plan.json", "graph.json", "layers.yaml"
+
+
+def save(folder: Path, network: Network, weights: Mapping[str, np.ndarray], tunings: Mapping[str, Tuning]) -> None:
+    """Write a compiled network.
+
+    Raises:
+        ConfigError: the folder holds other files.
+        DataError: the place cannot be written.
+    """
+    if folder.exists() and not (folder / PLAN).exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder}: not empty and not a compiled network; choose another folder")
+    save_graph(folder / GRAPH, network.graph, weights)
+    plan = {
+        "format": FORMAT,
+        "isa": network.isa.name,
+        "threads": network.threads,
+        "graph_sha256": _digest(folder / GRAPH),
+        "tunings": {name: asdict(tuning) for name, tuning in tunings.items()},
+    }
+    write_file(folder / LAYERS, explain(network).encode())
+    write_file(folder / PLAN, json.dumps(plan, indent=1).encode())
+
+
+def load(folder: Path) -> tuple[LayerGraph, dict[str, np.ndarray], str, int, dict[str, Tuning]]:
+    """Graph, weights, instruction set, threads and tunings of a folder.
+
+    Raises:
+        ConfigError: it holds no compiled network, one of another format, or one for another processor.
+        DataError: a file is damaged.
+    """
+    path = folder / PLAN
+    if not path.is_file():
+        raise ConfigError(f"{folder}: holds no compiled network (no {PLAN}); make one with codesign compile --out")
+    plan = read_json(path)
+    if not isinstance(plan, dict) or plan.get("format") != FORMAT:
+        found = plan.get("format") if isinstance(plan, dict) else None
+        raise ConfigError(f"{path}: format is {found!r}, this version reads {FORMAT}; compile the network again")
+    isa, threads = plan.get("isa"), plan.get("threads")
+    if isa not in ISAS:
+        raise ConfigError(f"{path}: instruction set is {isa!r}, must be one of {', '.join(ISAS)}")
+    if isa not in host_isas():
+        raise ConfigError(f"{path}: made for {isa}, this machine has {', '.join(host_isas())}; compile it again here")
+    if not isinstance(threads, int) or threads < 1:
+        raise ConfigError(f"{path}: threads is {threads!r}, must be an integer >= 1")
+    tunings = _tunings(path, plan.get("tunings"))
+    if _digest(folder / GRAPH) != plan.get("graph_sha256"):
+        raise DataError(f"{folder / GRAPH}: differs from what was saved; compile the network again")
+    graph, weights = load_graph(folder / GRAPH)
+    return graph, weights, isa, threads, tunings
+
+
+def _tunings(path: Path, rows: Any) -> dict[str, Tuning]:
+    try:
+        return {name: tuning_of(row) for name, row in rows.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: tunings cannot be read ({error}); compile the network again") from error
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error

@@ -1,0 +1,192 @@
+"""Choosing tiles by measuring: PatDNN's parameter tuning, for this machine and these weights.
+
+For every convolution the estimate (`ops.convolution.tunings`) ranks all tiles and groups; the most promising are
+compiled and run in turn, round after round, on memory laid out as in the network, and the one with the least time of
+any run is kept. Time is the processor's, so that other work on the machine disturbs little. What was found is
+remembered on disk by machine, instruction set and layer (shapes, layouts, which kernels are kept): the next network
+with such a layer does not measure it again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from codesign.compiler.isa import Isa
+from codesign.compiler.jit import code
+from codesign.compiler.kernels.control import ProgramKernel
+from codesign.compiler.network import arrange, channels_read
+from codesign.compiler.ops.convolution import choices, kernels_of_step, plan_tuned
+from codesign.compiler.plan import Context, Tuning
+from codesign.compiler.program import Data, Space, Stage, bind, kernels_of
+from codesign.compiler.runtime import aligned
+from codesign.compiler.steps import Step
+from codesign.compiler.storage import Kernels
+from pruning.progress import shown
+from workloads.graph import LayerGraph, Op
+from workloads.store import read_json, write_file
+
+CANDIDATES = 10
+"""Of the estimate's ranking that are measured."""
+ROUNDS = 7
+LEAST_SECONDS = 0.002
+"""Of a measurement: shorter stages are repeated."""
+
+
+@dataclass
+class Cache:
+    """Tunings by key, kept in a file; `path` None keeps them in memory only."""
+
+    path: Path | None = None
+    found: dict[str, Tuning] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path) -> Cache:
+        """An unreadable file counts as empty: it is only a memory of measurements."""
+        try:
+            rows = read_json(path) if path.is_file() else {}
+            return cls(path, {key: tuning_of(row) for key, row in rows.items()})
+        except Exception:
+            return cls(path)
+
+    def keep(self, key: str, tuning: Tuning) -> None:
+        self.found[key] = tuning
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            rows = {name: asdict(each) for name, each in sorted(self.found.items())}
+            write_file(self.path, json.dumps(rows, indent=1).encode())
+
+
+def default_cache() -> Path:
+    """`codesign/tunings.json` of the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "codesign" / "tunings.json"
+
+
+def tuning_of(row: Mapping[str, object]) -> Tuning:
+    """A tuning from JSON.
+
+    Raises:
+        TypeError, KeyError, ValueError: it is not one.
+    """
+    rows, columns = row["tile"]  # type: ignore[misc]
+    found = Tuning((int(rows), int(columns)), int(row["filters"]), int(row["ahead"]), row["order"])  # type: ignore
+    if min(*found.tile, found.filters) < 1 or found.ahead < 0 or found.order not in ("filter", "channel"):
+        raise ValueError(f"not a tuning: {row}")
+    return found
+
+
+def machine() -> str:
+    """What a measured time depends on, besides code and data: the processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        fields = dict(line.split(":", 1) for line in lines if ":" in line)
+        return " ".join(fields[key].strip() for key in fields if key.strip() in ("model name", "model", "stepping"))
+    except OSError:
+        return platform.processor() or platform.machine()
+
+
+def tune(
+    graph: LayerGraph,
+    weights: Mapping[str, np.ndarray],
+    isa: Isa,
+    cache: Cache | None = None,
+    progress: bool = False,
+) -> dict[str, Tuning]:
+    """The fastest tuning of every convolution, by the name of what it writes.
+
+    Args:
+        cache: measurements of before; new ones are added.
+        progress: show a bar.
+    """
+    cache = cache if cache is not None else Cache()
+    order, places, arena, _ = arrange(graph, weights, isa)
+    bench, read = _Bench(isa, arena), channels_read(order, weights, graph.outputs)
+    steps = [item for item in order if isinstance(item, Step) and item.layer.op is Op.CONV]
+    found: dict[str, Tuning] = {}
+    for step in shown(steps, "tuning", len(steps), progress):
+        context = Context(isa, weights, places, Data(), read=read)
+        kernels = kernels_of_step(step, context)
+        name = _key(step, context, kernels)
+        if name not in cache.found:
+            cache.keep(name, _fastest(step, context, kernels, bench))
+        found[step.output] = cache.found[name]
+    return found
+
+
+def _key(step: Step, context: Context, kernels: Kernels) -> str:
+    """All that decides how long a step's candidates take."""
+    source, out = context.places[step.inputs[0]], context.places[step.output]
+    digest = hashlib.sha256()
+    for array in (kernels.filter, kernels.channel, kernels.shape, kernels.row, kernels.column):
+        digest.update(np.ascontiguousarray(array, np.int32).tobytes())
+    layer = step.layer
+    parts = (machine(), context.isa.name, source.shape, source.layout, out.shape, out.layout, layer.stride,
+             layer.dilation, layer.padding, step.activation, step.residual is not None and step.residual.stride,
+             step.pool is not None, kernels.shapes, digest.hexdigest())  # fmt: skip
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def _fastest(step: Step, context: Context, kernels: Kernels, bench: _Bench) -> Tuning:
+    """By measurement: the estimate's best first, then the two best of these with prefetching too."""
+    times = bench.times(step, context, kernels, choices(step, context, kernels)[:CANDIDATES])
+    ranked = sorted((tuning for tuning in times if tuning.order == "filter"), key=times.__getitem__)
+    times |= bench.times(step, context, kernels, [replace(tuning, ahead=1) for tuning in ranked[:2]])
+    return min(times, key=times.__getitem__)
+
+
+class _Bench:
+    """Memory in which stages of one network are run alone."""
+
+    def __init__(self, isa: Isa, arena: int) -> None:
+        self._isa, self._arena = isa, aligned(arena)
+        self._arena.view(np.float32)[: arena // 4] = np.random.default_rng(0).random(arena // 4, np.float32)
+
+    def times(self, step: Step, context: Context, kernels: Kernels, tunings: Sequence[Tuning]) -> dict[Tuning, float]:
+        """Seconds of processor time of each choice: the least of some rounds, in each of which all have their turn."""
+        runs = {}
+        for tuning in tunings:
+            own = replace(context, data=Data(), scratch=0)
+            runs[tuning] = self._runner(plan_tuned(step, own, kernels, tuning), own)
+        best = {tuning: float("inf") for tuning in tunings}
+        for _ in range(ROUNDS):
+            for tuning, run in runs.items():
+                best[tuning] = min(best[tuning], _seconds(run))
+        return best
+
+    def _runner(self, stage: Stage, context: Context) -> Callable[[], None]:
+        functions = code(self._isa.name).addresses([*kernels_of([stage]), ProgramKernel()])
+        constants = context.data.array()
+        data, scratch = aligned(len(constants)), aligned(context.scratch)
+        data[:] = constants
+        bases = {Space.ARENA: self._arena, Space.DATA: data, Space.SCRATCH: scratch, Space.SHARED: scratch}
+        program = bind([stage], 0, 1, functions, {space: memory.ctypes.data for space, memory in bases.items()})
+        function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(functions[ProgramKernel()])
+        call = program.call()
+
+        def run(kept: object = (program, data, scratch)) -> None:
+            function(call.ctypes.data)
+
+        return run
+
+
+def _seconds(run: Callable[[], None]) -> float:
+    """Of one run, from as many as a clock can tell."""
+    begin = time.thread_time()
+    run()
+    once = time.thread_time() - begin
+    count = int(LEAST_SECONDS / max(once, 1e-7))
+    if count < 2:
+        return once
+    begin = time.thread_time()
+    for _ in range(count):
+        run()
+    return min(once, (time.thread_time() - begin) / count)

@@ -1,0 +1,177 @@
+"""`codesign compile`, `run` and `bench`: networks as native code of this machine, from the command line."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.table import Table
+
+from codesign.compiler.network import InTorch
+from codesign.show import console
+from codesign.subject import Subject, load_split
+from pruning.progress import shown
+from workloads.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from codesign.compiler import Compiled
+    from pruning.evaluation import Pictures
+
+BATCH = 100
+"""Test images a call."""
+
+
+def compile_model(
+    model: str,
+    out: Path | None,
+    weights: Path | None = None,
+    pretrained: bool = False,
+    shape: str | None = None,
+    batch: int = 1,
+    threads: int = 1,
+    isa: str = "",
+    tune: bool = False,
+    explain: bool = False,
+) -> None:
+    """Compile a model, or the network of a `codesign prune`; keep it in a folder, print its records.
+
+    Raises:
+        ConfigError: wrong words, or nothing is asked for.
+    """
+    from codesign.compiler import compile_network
+    from codesign.compiler.records import explain as explained
+    from workloads.lowering import lower_with_weights
+
+    if out is None and not explain:
+        raise ConfigError("give --out FOLDER to keep the network, --explain to read what is made of it, or both")
+    name, module, example = _module(model, weights, pretrained, shape)
+    example = example[:1].repeat(batch, *[1] * (example.dim() - 1))
+    begin = time.perf_counter()
+    lowered = lower_with_weights(module, example, name=name)
+    compiled = compile_network(lowered, example, threads=threads, isa=isa, tune=tune)
+    seconds = time.perf_counter() - begin
+    network = compiled.first.network
+    if explain:
+        print(explained(network), end="")
+    if out is not None:
+        compiled.save(out)
+        outside = [part.layer.name for part in network.parts if isinstance(part, InTorch)]
+        rest = f", in torch: {', '.join(outside)}" if outside else ""
+        print(f"{out}: {name} for {network.isa.name}, {len(network.parts)} parts{rest}, {seconds:.1f} s")
+
+
+def _module(model: str, weights: Path | None, pretrained: bool, shape: str | None) -> tuple[str, nn.Module, Tensor]:
+    """A finished module with its name and an example input, by what was typed."""
+    if not Path(model).is_dir():
+        return (model, *Subject.named(model, weights, pretrained, shape).needs_module("compiling"))
+    if weights or pretrained or shape:
+        raise ConfigError(f"{model}: a folder of codesign prune has its own weights and input; give it alone")
+    from codesign.prune import load_pruned
+    from codesign.study import Study
+    from workloads.models import example_input
+
+    name = str(Study.open(Path(model)).config.get("model", ""))
+    return name, load_pruned(model), example_input(name)
+
+
+def run_model(
+    folder: Path,
+    data: str | None = None,
+    images: int | None = None,
+    check: bool = False,
+    given: Path | None = None,
+    out: Path | None = None,
+    threads: int | None = None,
+) -> None:
+    """Answer for an array in a file, or measure accuracy on a data set's test images.
+
+    Raises:
+        ConfigError: wrong words. DataError: a file cannot be read.
+    """
+    from codesign.compiler import load_compiled
+
+    if (data is None) == (given is None):
+        raise ConfigError("give --data NAME to measure accuracy, or --input FILE.npy to get answers: one of them")
+    compiled = load_compiled(folder, threads)
+    if data is not None:
+        pictures = load_split(compiled.first.network.graph.name, data, "test")
+        _accuracy(compiled, pictures.take(images) if images else pictures, check)
+    elif given is not None:
+        found = compiled(_read(given))
+        answers = found[0] if isinstance(found, tuple) else found
+        target = out or given.with_suffix(".out.npy")
+        np.save(target, answers)
+        print(f"{target}: {tuple(answers.shape)}")
+
+
+def _accuracy(compiled: Compiled, pictures: Pictures, check: bool) -> None:
+    """Right answers among test images; `check` holds every answer against the interpreter's."""
+    from workloads.reference import run
+
+    graph, weights = compiled.lowered
+    right = agree = 0
+    seconds = worst = 0.0
+    batches = pictures.batches(BATCH)
+    for x, y in shown(batches, "images", -(-len(pictures) // BATCH), enabled=True):
+        begin = time.perf_counter()
+        answers = np.asarray(compiled(x.numpy()))
+        seconds += time.perf_counter() - begin
+        if answers.ndim != 2:
+            raise ConfigError(f"{graph.name}: answers {answers.shape}, accuracy needs one row of classes a picture")
+        right += int((answers.argmax(1) == y.numpy()).sum())
+        if check:
+            expected = np.asarray(run(graph.with_batch(len(x)), weights, x))
+            agree += int((answers.argmax(1) == expected.argmax(1)).sum())
+            worst = max(worst, float(np.abs(answers - expected).max() / np.abs(expected).max()))
+    count = len(pictures)
+    print(f"accuracy {right / count:.2%} on {count} test images, {seconds:.2f} s in batches of {BATCH}")
+    if check:
+        print(f"{agree} of {count} answers are the interpreter's, largest difference {worst:.1e} of the largest logit")
+
+
+def _read(path: Path) -> np.ndarray:
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as an array ({error}); write it with numpy.save") from error
+    if not isinstance(found, np.ndarray):
+        raise DataError(f"{path}: holds several arrays, must be one .npy")
+    return found
+
+
+def bench(folder: Path, repeats: int = 30, threads: int | None = None, layers: bool = False) -> None:
+    """Time a compiled network on random inputs: whole, and by layer."""
+    from codesign.compiler import load_compiled
+
+    compiled = load_compiled(folder, threads)
+    executable = compiled.first
+    rng = np.random.default_rng(0)
+    inputs = [rng.standard_normal(layer.shape).astype(np.float32) for layer in executable.network.graph.inputs]
+    executable(inputs)
+    wall, cpu = [], []
+    for _ in range(repeats):
+        begin, used = time.perf_counter(), time.process_time()
+        executable(inputs)
+        wall.append(time.perf_counter() - begin)
+        cpu.append(time.process_time() - used)
+    network = executable.network
+    print(
+        f"{network.graph.name}, {network.isa.name}, {network.threads} threads: {min(wall) * 1e3:.3f} ms "
+        f"(median {np.median(wall) * 1e3:.3f}) a call, processor time {min(cpu) * 1e3:.3f} ms, {repeats} calls"
+    )
+    if layers:
+        console().print(_by_layer(executable.profile(inputs, repeats), executable.network.graph.macs))
+
+
+def _by_layer(times: dict[str, np.ndarray], macs: int) -> Table:
+    table = Table("part", "least ms", "median ms", "share")
+    total = sum(float(found.min()) for found in times.values())
+    for name, found in times.items():
+        least = float(found.min())
+        table.add_row(name, f"{least * 1e3:.4f}", f"{np.median(found) * 1e3:.4f}", f"{least / total:.1%}")
+    table.add_row("all", f"{total * 1e3:.4f}", "", f"{2 * macs / total / 1e9:.0f} dense GFLOP/s")
+    return table

@@ -1,0 +1,153 @@
+"""Compiled networks in folders: the same answers again, and one line for whatever is wrong with a folder."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+from codesign.cli import app
+from codesign.compiler import compile_network, load_compiled
+from codesign.compiler.isa import host_isas
+from codesign.compiler.plan import Tuning
+from workloads.errors import CodesignError, ConfigError
+from workloads.lowering import lower_with_weights
+from workloads.models import build as zoo
+from workloads.models import example_input
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("native") / "net"
+    lowered = lower_with_weights(zoo("digits_cnn"), example_input("digits_cnn"), name="digits_cnn")
+    compile_network(lowered, example_input("digits_cnn")).save(found)
+    return found
+
+
+def test_a_loaded_network_answers_the_same(folder: Path) -> None:
+    x = example_input("digits_cnn")
+    expected = compile_network(zoo("digits_cnn"))(x)
+    assert torch.equal(load_compiled(folder)(x), expected)
+    assert load_compiled(folder, threads=2).threads == 2
+    assert torch.allclose(load_compiled(folder)(torch.cat([x, x])), torch.cat([expected, expected]), atol=1e-6)
+
+
+def test_tunings_are_kept(tmp_path: Path) -> None:
+    compiled = compile_network(zoo("digits_cnn"), example_input("digits_cnn"))
+    shapes = tuple(layer.shape for layer in compiled.first.network.graph.inputs)
+    names = [part.name for part in compiled.first.network.parts if "tuning" in part.record]
+    compiled._tunings[shapes] = {name: Tuning((2, 1)) for name in names}
+    compiled.save(tmp_path / "net")
+    found = load_compiled(tmp_path / "net").first.network
+    assert {tuple(part.record["tuning"]["tile"]) for part in found.parts if part.name in names} == {(2, 1)}
+
+
+def test_records_can_be_read_and_add_up(folder: Path) -> None:
+    found = yaml.safe_load((folder / "layers.yaml").read_text())
+    network = load_compiled(folder).first.network
+    assert [row["name"] for row in found["layers"]] == [part.name for part in network.parts]
+    assert found["memory"]["arena_bytes"] == network.arena
+    for row in found["layers"]:
+        assert row["code"]["text_bytes"] < 50_000
+        if row["op"] == "conv":
+            k, c, r, s = row["convolution"]["weights"]
+            assert row["pattern"]["kernels"] == row["pattern"]["of"] == k * c
+            assert row["pattern"]["multiplications_per_pixel"] == k * c * r * s
+
+
+def change(key: str, value: object) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        plan = json.loads((folder / "plan.json").read_text())
+        (folder / "plan.json").write_text(json.dumps({**plan, key: value}))
+
+    return apply
+
+
+def damage_graph(folder: Path) -> None:
+    path = folder / "graph.json"
+    path.write_text(path.read_text().replace("conv", "corv", 1))
+
+
+def damage_weights(folder: Path) -> None:
+    path = max((folder / "graph.weights").glob("*.npy"), key=lambda each: each.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 255
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "plan.json").unlink(), "holds no compiled network"),
+        (lambda folder: (folder / "plan.json").write_text("{"), "plan.json: not JSON"),
+        (change("format", 2), "format is 2, this version reads 1"),
+        (change("isa", "neon"), "instruction set is 'neon'"),
+        (change("threads", 0), "threads is 0, must be an integer >= 1"),
+        (change("tunings", {"a": {"tile": [1]}}), "tunings cannot be read"),
+        (change("tunings", 3), "tunings cannot be read"),
+        (damage_graph, "graph.json: differs from what was saved"),
+        (lambda folder: (folder / "graph.json").unlink(), "graph.json: cannot be read"),
+        (damage_weights, "graph.json: "),
+    ],
+)
+def test_damage_ends_in_one_line(folder: Path, tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
+    copy = shutil.copytree(folder, tmp_path / "net")
+    damage(copy)
+    with pytest.raises(CodesignError, match=message) as error:
+        load_compiled(copy)
+    assert "\n" not in str(error.value)
+
+
+def test_a_foreign_processor_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("codesign.compiler.artifact.host_isas", lambda: ("sse2",))
+    if host_isas()[0] != "sse2":
+        with pytest.raises(ConfigError, match=r"made for \w+, this machine has sse2; compile it again here"):
+            load_compiled(folder)
+
+
+def test_other_folders_are_left_alone(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("x")
+    with pytest.raises(ConfigError, match="not empty and not a compiled network"):
+        load_compiled(folder).save(tmp_path)
+    load_compiled(folder).save(folder)  # over itself
+
+
+def test_the_commands(folder: Path, tmp_path: Path) -> None:
+    runner = CliRunner()
+    out = tmp_path / "net"
+    found = runner.invoke(app, ["compile", "digits_cnn", "--out", str(out), "--explain", "--batch", "2"])
+    assert found.exit_code == 0, found.output
+    assert "filters_that_agree" in found.output
+    found = runner.invoke(app, ["run", str(out), "--data", "digits", "--images", "60", "--check"])
+    assert found.exit_code == 0, found.output
+    assert "60 of 60 answers are the interpreter's" in found.output
+    x = example_input("digits_cnn", 2).numpy()
+    np.save(tmp_path / "x.npy", x)
+    found = runner.invoke(app, ["run", str(out), "--input", str(tmp_path / "x.npy")])
+    assert np.array_equal(np.load(tmp_path / "x.out.npy"), load_compiled(out)(x))
+    found = runner.invoke(app, ["bench", str(out), "--repeats", "3", "--layers"])
+    assert found.exit_code == 0, found.output
+    assert "3 calls" in found.output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["compile", "digits_cnn"], "give --out FOLDER"),
+        (["compile", "digits_cnn", "--isa", "neon", "--explain"], "unknown instruction set 'neon'"),
+        (["run", "FOLDER"], "give --data NAME to measure accuracy, or --input FILE.npy"),
+        (["run", "FOLDER", "--data", "cifar10"], "digits_cnn takes"),
+        (["run", "FOLDER", "--input", "missing.npy"], "missing.npy: cannot be read as an array"),
+        (["bench", "nowhere"], "nowhere: holds no compiled network"),
+        (["compile", "FOLDER", "--explain"], "config.json: cannot be read"),
+    ],
+)
+def test_bad_words_end_in_one_line(folder: Path, words: list[str], message: str) -> None:
+    found = CliRunner().invoke(app, [word.replace("FOLDER", str(folder)) for word in words])
+    assert isinstance(found.exception, CodesignError)
+    assert message in str(found.exception)

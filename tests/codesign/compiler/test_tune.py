@@ -1,0 +1,77 @@
+"""Tuning: what is chosen was measured, nothing is measured twice, and a broken memory is an empty one."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from codesign.compiler import tune as tune_module
+from codesign.compiler.isa import find_isa
+from codesign.compiler.network import build
+from codesign.compiler.plan import Tuning
+from codesign.compiler.runtime import Executable
+from codesign.compiler.tune import Cache, tune, tuning_of
+from workloads.lowering import lower_with_weights
+from workloads.models import build as zoo
+from workloads.models import example_input
+from workloads.reference import run
+
+
+@pytest.fixture
+def times(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Tuning]]:
+    """Instead of a clock: wider tiles are faster, and prefetching helps; what was measured, by step."""
+    seen: dict[str, list[Tuning]] = {}
+
+    def measured(self, step, context, kernels, tunings):  # type: ignore[no-untyped-def]
+        seen.setdefault(step.output, []).extend(tunings)
+        return {tuning: -tuning.tile[1] - 0.1 * tuning.ahead for tuning in tunings}
+
+    monkeypatch.setattr(tune_module._Bench, "times", measured)
+    return seen
+
+
+def test_the_fastest_is_chosen_and_remembered(times: dict[str, list[Tuning]], tmp_path: Path) -> None:
+    graph, weights = lower_with_weights(zoo("resnet8"), example_input("resnet8"))
+    cache = Cache.load(tmp_path / "a" / "tunings.json")
+    found = tune(graph, weights, find_isa(), cache)
+    assert set(times) <= set(found)
+    for name, tunings in times.items():
+        assert found[name].tile[1] == max(tuning.tile[1] for tuning in tunings)
+        assert len(tunings) > 2
+        assert found[name].ahead == (found[name].order == "filter")
+    times.clear()
+    assert tune(graph, weights, find_isa(), Cache.load(tmp_path / "a" / "tunings.json")) == found
+    assert not times  # nothing is measured twice
+
+
+def test_other_zeros_are_measured_anew(times: dict[str, list[Tuning]]) -> None:
+    graph, weights = lower_with_weights(zoo("lenet5"), example_input("lenet5"))
+    cache = Cache()
+    tune(graph, weights, find_isa(), cache)
+    before = len(cache.found)
+    key = next(layer.weight for layer in graph.layers if layer.weight)
+    halved = weights[key] * (np.arange(len(weights[key])) % 2)[:, None, None, None]
+    tune(graph, {**weights, key: halved}, find_isa(), cache)
+    assert len(cache.found) == before + 1
+
+
+def test_a_tuned_network_answers_the_same() -> None:
+    graph, weights = lower_with_weights(zoo("lenet5"), example_input("lenet5"))
+    x = example_input("lenet5").numpy()
+    found = Executable(build(graph, weights, find_isa(), tunings=tune(graph, weights, find_isa())))([x])[0]
+    expected = run(graph, weights, x)
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"a": {"tile": 3}}', '{"a": {"tile": [0, 1], "filters": 1}}'])
+def test_a_broken_memory_is_an_empty_one(tmp_path: Path, content: str) -> None:
+    (tmp_path / "tunings.json").write_text(content)
+    assert Cache.load(tmp_path / "tunings.json").found == {}
+
+
+def test_tunings_survive_json(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "tunings.json")
+    cache.keep("a", Tuning((2, 3), 4, 1, "channel"))
+    assert Cache.load(tmp_path / "tunings.json").found == {"a": Tuning((2, 3), 4, 1, "channel")}
+    with pytest.raises(ValueError, match="not a tuning"):
+        tuning_of({"tile": [1, 1], "filters": 1, "ahead": 0, "order": "row"})
