@@ -42,7 +42,7 @@ bench: .venv/.with-bench ## speed and memory, beside peers
 install: .venv/.with-test ## the environment alone: .venv with the toolkit, editable, and all that tests need
 
 clean: ## remove the environment, caches and build products; results in runs/ stay
-	rm -rf .venv .venv-peers build dist *.egg-info .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-peers .venv-engines build dist *.egg-info .cache .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # One stamp a set of extras: a second run finds it and installs nothing.

@@ -25,7 +25,6 @@ import resource
 import subprocess
 import sys
 import time
-import venv
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ for library in ("OMP", "OPENBLAS", "MKL"):
     os.environ[f"{library}_NUM_THREADS"] = "1"
 
 import numpy as np
+from engines.environment import environment_python
 
 from accel_models import target, targets
 from accel_models.validation.workload import workload
@@ -164,18 +164,7 @@ def peer_layers(graph: LayerGraph) -> list[dict[str, Any]]:
 
 def peer_python(name: str, folder: Path) -> Path:
     """The interpreter of a peer's environment, made on first use."""
-    place = folder / name
-    python = place / "bin" / "python"
-    if not (place / ".ready").exists():
-        print(f"installing {', '.join(PEERS[name])} into {place}", file=sys.stderr)
-        venv.create(place, with_pip=True, clear=True)
-        clean = {key: value for key, value in os.environ.items() if key != "PIP_CONSTRAINT"}
-        install = [python, "-m", "pip", "install", "-q", *PEERS[name]]
-        done = subprocess.run(install, capture_output=True, text=True, check=False, env=clean)
-        if done.returncode:
-            raise SystemExit(f"{name}: could not be installed (--no-peers runs without)\n{done.stderr[-2000:]}")
-        (place / ".ready").touch()
-    return python
+    return environment_python(folder / name, PEERS[name], "--no-peers runs without")
 
 
 def run_peer(name: str, folder: Path, script: str, *arguments: str, given: object = None) -> list[dict[str, Any]]:
