@@ -73,10 +73,10 @@ class Emitter:
 
     # ---- numbers ----------------------------------------------------------------------------------------------------
 
-    def load(self, pointer: Value, vectors: int = 0) -> Value:
-        """An aligned vector, so many vectors behind a pointer."""
+    def load(self, pointer: Value, vectors: int = 0, align: int = 0) -> Value:
+        """A vector, so many vectors behind a pointer; `align` in bytes where the place is no multiple of vectors."""
         place = self.advance(pointer, vectors * self.vector_bytes)
-        return self.builder.load(place, typ=self.vector, align=self.vector_bytes)
+        return self.builder.load(place, typ=self.vector, align=align or self.vector_bytes)
 
     def store(self, value: Value, pointer: Value, vectors: int = 0, align: int = 0) -> None:
         """To whole vectors; `align` in bytes where the place is less regular."""

@@ -62,13 +62,14 @@ class Tuning:
     Attributes:
         tile: outputs (rows, columns) of a filter that stay in registers. filters: at most so many that share their
             kernels are computed together. ahead: kernels by which packed tiles are prefetched; 0 for not.
-        order: whether filters are the outer loop, or channels, which then has neither groups nor prefetching.
+        order: whether filters are the outer loop, or channels, which has neither groups nor prefetching; or whether
+            filters are the lanes, and `filters` vectors of them are computed together.
     """
 
     tile: tuple[int, int]
     filters: int = 1
     ahead: int = 0
-    order: Literal["filter", "channel"] = "filter"
+    order: Literal["filter", "channel", "lanes"] = "filter"
 
 
 @dataclass

@@ -215,12 +215,12 @@ def encode(
         members = [part[i : i + size] for part in rest for i in range(0, len(part) - size + 1, size)]
         rest = [part[len(part) // size * size :] for part in rest]
         if members:
-            yield _encode(kernels, bias, packing, np.array(members))
+            yield encode_group(kernels, bias, packing, np.array(members))
         size //= 2
 
 
-def _encode(kernels: Kernels, bias: np.ndarray, packing: Packing, members: np.ndarray) -> FilterGroups:
-    """`members`: filters, (groups, filters of each)."""
+def encode_group(kernels: Kernels, bias: np.ndarray, packing: Packing, members: np.ndarray) -> FilterGroups:
+    """Headers and stream of groups; `members`: the filters of each, (groups, size), which keep the same kernels."""
     count, size = members.shape
     starts = np.searchsorted(kernels.filter, np.arange(kernels.filters + 1))
     spans = [np.arange(starts[k], starts[k + 1]) for k in members[:, 0]]

@@ -79,7 +79,7 @@ def tuning_of(row: Mapping[str, object]) -> Tuning:
     """
     rows, columns = row["tile"]  # type: ignore[misc]
     found = Tuning((int(rows), int(columns)), int(row["filters"]), int(row["ahead"]), row["order"])  # type: ignore
-    if min(*found.tile, found.filters) < 1 or found.ahead < 0 or found.order not in ("filter", "channel"):
+    if min(*found.tile, found.filters) < 1 or found.ahead < 0 or found.order not in ("filter", "channel", "lanes"):
         raise ValueError(f"not a tuning: {row}")
     return found
 

@@ -21,6 +21,7 @@ from codesign.compiler.isa import Isa
 from codesign.compiler.kernels.convolution import ConvolutionKernel
 from codesign.compiler.kernels.outputs import Output, Taps
 from codesign.compiler.kernels.scatter import ScatterKernel
+from codesign.compiler.lanes import lanes_tuning, plan_lanes
 from codesign.compiler.layout import FLOAT_BYTES, Layout, best_layout
 from codesign.compiler.ops import Operator
 from codesign.compiler.packed import SCRATCH, Packed
@@ -67,7 +68,8 @@ def _vectors(layout: Layout, shape: Shape) -> int:
 def tunings(isa: Isa, kernels: Kernels, window: Window, block: tuple[int, int], multiple: int) -> list[Tuning]:
     """All choices, those with the least estimated time (`_cost`) first.
 
-    Where a whole block is a few vectors, channels come first, and filters only after.
+    Where a whole block is a few vectors, channels come first and filters after, unless four filters share kernels and
+    so have sums enough to be computed together; single weights gain nothing from it.
     """
     largest = max((len(part) for part in kernels.classes()), default=1)
     groups = [size for size in (1, 2, 4) if size <= largest]
@@ -78,7 +80,10 @@ def tunings(isa: Isa, kernels: Kernels, window: Window, block: tuple[int, int], 
             tuning = Tuning((rows, columns), size)
             found.append((_cost(isa, kernels, window, block, multiple, tuning), tuning.tile, tuning))
     by_filter = [tuning for _, _, tuning in sorted(found, key=lambda item: item[:2])]
-    return [Tuning(block, order="channel")] * (math.prod(block) <= FEW_OUTPUTS) + by_filter
+    by_channel = [Tuning(block, order="channel")] * (math.prod(block) <= FEW_OUTPUTS)
+    taps = max(map(len, kernels.shapes), default=1)
+    is_shared = 4 in groups and math.prod(block) >= 4
+    return by_filter + by_channel if taps == 1 or is_shared else by_channel + by_filter
 
 
 def _cost(isa: Isa, kernels: Kernels, window: Window, block: tuple[int, int], multiple: int, tuning: Tuning) -> float:
@@ -120,7 +125,9 @@ def choices(step: Step, context: Context, kernels: Kernels) -> list[Tuning]:
     """How a step may be computed, the most promising first."""
     pool = 1 if step.pool is None else 2
     block = context.places[step.output].layout.block
-    return tunings(context.isa, kernels, window_of(step.layer), (block[0] * pool, block[1] * pool), pool)
+    by_block = tunings(context.isa, kernels, window_of(step.layer), (block[0] * pool, block[1] * pool), pool)
+    in_lanes = lanes_tuning(step, context, kernels)
+    return by_block if in_lanes is None else [in_lanes, *by_block]
 
 
 def plan_convolution(step: Step, context: Context) -> Stage:
@@ -132,6 +139,10 @@ def plan_convolution(step: Step, context: Context) -> Stage:
 
 def plan_tuned(step: Step, context: Context, kernels: Kernels, tuning: Tuning) -> Stage:
     layer, out = step.layer, context.places[step.output]
+    if tuning.order == "lanes":
+        bias = context.weights[layer.bias] if layer.bias else np.zeros(layer.k, np.float32)
+        works = plan_lanes(step, context, kernels, window_of(layer), tuning, bias)
+        return Stage(step.output, tuple(works), _record(step, kernels, tuning, len(works)))
     pool = 1 if step.pool is None else 2
     whole = replace(out.layout, block=(out.layout.block[0] * pool, out.layout.block[1] * pool))
     channels, ranks = np.unique(kernels.channel, return_inverse=True)
@@ -146,12 +157,12 @@ def plan_tuned(step: Step, context: Context, kernels: Kernels, tuning: Tuning) -
         for share in shares:
             work = (share.kernels + len(channels)) * math.prod(tile.size)
             works.append(Work((pack, *(make(tile, batch) for make in share.calls)), work))
-    return Stage(step.output, tuple(works), _record(plan))
+    return Stage(step.output, tuple(works), _record(step, kernels, tuning, len(packed.tiles), len(plan.read)))
 
 
-def _record(plan: _Plan) -> dict[str, Any]:
+def _record(step: Step, kernels: Kernels, tuning: Tuning, tiles: int, computed: int | None = None) -> dict[str, Any]:
     """What is known of a convolution's weights, and how they are computed."""
-    layer, kernels, tuning = plan.step.layer, plan.kernels, plan.tuning
+    layer = step.layer
     tensor = {"weights": list(layer.weight_shape), "strides": list(layer.stride), "dilations": list(layer.dilation)}
     sharing = max((len(part) for part in kernels.classes()), default=0)
     return {
@@ -162,8 +173,8 @@ def _record(plan: _Plan) -> dict[str, Any]:
             "of": layer.k * layer.c // layer.groups,
             "multiplications_per_pixel": kernels.taps,
             "filters_that_agree": sharing,
-            "input_channels_read": len(plan.packed.channels),
-            "filters_computed": len(plan.read),
+            "input_channels_read": len(np.unique(kernels.channel)),
+            "filters_computed": layer.k if computed is None else computed,
         },
         "storage": {"layout": "FKW", "bytes": int(len(kernels.filter) + kernels.taps) * FLOAT_BYTES},
         "tuning": {
@@ -171,7 +182,7 @@ def _record(plan: _Plan) -> dict[str, Any]:
             "tile": list(tuning.tile),
             "unroll_filters": tuning.filters,
             "prefetch_kernels": tuning.ahead,
-            "tiles": len(plan.packed.tiles),
+            "tiles": tiles,
         },
     }
 

@@ -92,6 +92,28 @@ def test_any_window_and_any_zeros(
     check(graph_of(weight, 1, side, side + 1, stride, padding, dilation, groups, activation), weight, isa)
 
 
+@settings(max_examples=40)
+@given(
+    k=st.sampled_from([4, 8, 13, 16, 32, 40]), c=st.integers(1, 5), h=st.integers(1, 7), w=st.integers(1, 7),
+    n=st.sampled_from([1, 1, 2]), stride=st.integers(1, 2), padding=st.integers(0, 2), kept=st.floats(0, 1),
+    share=st.sampled_from([8, 16, 64]), threads=st.integers(1, 2), isa=st.sampled_from(host_isas()),
+)  # fmt: skip
+def test_small_maps_whose_filters_agree(
+    k: int, c: int, h: int, w: int, n: int, stride: int, padding: int, kept: float, share: int, threads: int, isa: str
+) -> None:
+    weight = patterned(k, c, kept, share, np.random.default_rng(0))
+    check(graph_of(weight, n, h, w, stride, padding, activation="relu"), weight, isa, threads)
+
+
+@pytest.mark.parametrize(("share", "side", "order"), [(16, 4, "lanes"), (1, 4, "channel"), (1, 32, "filter")])
+def test_orders_by_map_and_sharing(share: int, side: int, order: str) -> None:
+    weight = patterned(32, 8, 0.9, share, np.random.default_rng(0))
+    graph = graph_of(weight, 1, side, side)
+    assert graph is not None
+    network = build(graph, {"w": weight, "b": np.zeros(32, np.float32)}, find_isa(host_isas()[0]))
+    assert network.parts[0].record["tuning"]["order"] == order  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("isa", host_isas())
 @pytest.mark.parametrize("side", [7, 14, 28, 32])
 def test_maps_of_known_networks(isa: str, side: int) -> None:

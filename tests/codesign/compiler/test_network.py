@@ -96,6 +96,29 @@ def test_channels_that_nobody_reads_are_neither_computed_nor_packed() -> None:
         assert (b["input_channels_read"], b["filters_computed"]) == (6, 4)
 
 
+class Block(nn.Module):
+    """A residual block on a small map, whose sum is read again."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, channels, 3, 2, 1)
+        self.b = nn.Conv2d(channels, channels, 3, padding=1)
+        self.c = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = torch.relu(self.a(x))
+        b = torch.relu(self.c(torch.relu(self.b(a))) + a)
+        return torch.relu(self.c(b) + b)
+
+
+@pytest.mark.parametrize("channels", [16, 20, 32])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_residuals_of_small_maps(channels: int, threads: int) -> None:
+    network = check(Block(channels).eval(), torch.randn(1, 3, 13, 9), threads=threads)
+    orders = {part.record["tuning"]["order"] for part in network.parts if "tuning" in getattr(part, "record", {})}
+    assert channels % find_isa().lanes or orders == {"lanes"}
+
+
 class Oddities(nn.Module):
     """What the fusing must not get wrong: a tensor read twice, an addition of itself, scaled, a pool read by two."""
 
