@@ -35,7 +35,7 @@ from pruning.progress import shown
 from workloads.graph import LayerGraph, Op
 from workloads.store import read_json, write_file
 
-CANDIDATES = 10
+CANDIDATES = 12
 """Of the estimate's ranking that are measured."""
 ROUNDS = 7
 LEAST_SECONDS = 0.002

@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,7 +33,8 @@ from codesign.compiler.tiles import Tile, Window, cut
 from workloads.graph import Layer, Op
 
 FAR = 0.3
-"""Cycles; as the registers' price, read off measured layers of VGG-16 by the eye. Tuning measures instead."""
+ROW = 20
+"""Cycles, both; as the registers' price, read off measured layers of VGG-16 by the eye. Tuning measures instead."""
 FEW_OUTPUTS = 8
 """Vectors of a filter's whole block up to which channels come first."""
 SUMS_BYTES = 24 * 1024
@@ -73,34 +74,39 @@ def tunings(isa: Isa, kernels: Kernels, window: Window, block: tuple[int, int], 
     """
     largest = max((len(part) for part in kernels.classes()), default=1)
     groups = [size for size in (1, 2, 4) if size <= largest]
-    found = []
+    found: dict[object, tuple[float, tuple[int, int], Tuning]] = {}
     for size, rows, columns in itertools.product(groups, range(1, block[0] + 1), range(1, block[1] + 1)):
         is_whole = rows % multiple == columns % multiple == 0
         if is_whole and rows * columns * size <= max(isa.sums, multiple**2):
             tuning = Tuning((rows, columns), size)
-            found.append((_cost(isa, kernels, window, block, multiple, tuning), tuning.tile, tuning))
-    by_filter = [tuning for _, _, tuning in sorted(found, key=lambda item: item[:2])]
+            tiles = Counter(tile.size for tile in cut(block, tuning.tile, multiple))
+            key = (size, frozenset(tiles.items()))  # tiles of 19 and of 20 cut a side of 56 into the same three parts
+            if key not in found:
+                found[key] = (_cost(isa, kernels, window, tiles, size), tuning.tile, tuning)
+    by_filter = [tuning for _, _, tuning in sorted(found.values(), key=lambda item: item[:2])]
     by_channel = [Tuning(block, order="channel")] * (math.prod(block) <= FEW_OUTPUTS)
     taps = max(map(len, kernels.shapes), default=1)
     is_shared = 4 in groups and math.prod(block) >= 4
     return by_filter + by_channel if taps == 1 or is_shared else by_channel + by_filter
 
 
-def _cost(isa: Isa, kernels: Kernels, window: Window, block: tuple[int, int], multiple: int, tuning: Tuning) -> float:
-    """Cycles for all tiles of a block by all kernels: the larger of multiplications and loads, two each a cycle.
+def _cost(isa: Isa, kernels: Kernels, window: Window, tiles: Mapping[tuple[int, int], int], filters: int) -> float:
+    """Cycles for tiles (size, how many) by all kernels: the larger of multiplications and loads, two each a cycle.
 
-    A register too few costs about a cycle a kernel, and an input that comes from the second cache `FAR` more.
+    A register too few costs about a cycle a kernel, an input that comes from the second cache `FAR` more, and a row of
+    outputs `ROW`, since it lies apart from the others: that counts where a filter has few kernels.
     """
     share = np.bincount(kernels.shape, minlength=len(kernels.shapes)) / max(len(kernels.shape), 1)
+    each = max(len(kernels.filter), 1) / max(kernels.filters, 1)  # kernels of a filter
     total = 0.0
-    for size, count in Counter(tile.size for tile in cut(block, tuning.tile, multiple)).items():
-        cycles = 2 * math.prod(window.footprint(size)) / max(kernels.filters, 1)
+    for size, count in tiles.items():
+        cycles = 2 * math.prod(window.footprint(size)) / max(kernels.filters, 1) + ROW * size[0] / each
         for taps, weight in zip(kernels.shapes, share, strict=True):
-            sums, weights = math.prod(size) * tuning.filters, len(taps) * tuning.filters
+            sums, weights = math.prod(size) * filters, len(taps) * filters
             inputs = _loads(window, size, taps)
             missing = max(0, sums + weights + 1 - isa.registers)
             work = max(sums * len(taps) / 2, (inputs + weights) / 2, 4.0 * len(taps)) + missing + FAR * inputs
-            cycles += weight * (work + 3) / tuning.filters
+            cycles += weight * (work + 3) / filters
         total += count * cycles
     return total
 
