@@ -4,7 +4,8 @@ A family registers itself with `@family("name")` in its own file under `sparse/`
 machine is a YAML file in `specs/`, or in a folder that the environment variable `CODESIGN_SPECS` names (several, with
 the path separator between them; runtimes may lie beside the machines that name them). Third parties add both through
 entry points: group `codesign.families` names a module to import, group `codesign.specs` a package or folder of YAML
-files.
+files, group `codesign.targets` a measured machine: a class of `accel_models.measured`. A measured machine prices whole
+graphs only, so `target` does not give it; `machine` gives either.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from workloads.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
     from accel_models.family import Family
+    from accel_models.measured import Measured
     from accel_models.pricing import Target
 
 PEAK_TOLERANCE = 0.02  # of a stated peak against what the parameters make: published numbers are rounded
+MEASURED = "codesign.targets"
 _FAMILIES: dict[str, type[Family]] = {}
 
 
@@ -102,11 +105,39 @@ def target(name: str, overrides: Mapping[str, Any] | None = None) -> Target:
         return load_target(Path(name), overrides)
     files = spec_files()
     if name not in files:
+        if name in measured_targets():
+            raise ConfigError(
+                f"{name} is a measured machine: it prices whole graphs alone, as `codesign simulate` does"
+            )
         raise unknown_name("target", name, files)
     found = load_target(files[name], overrides)
     if found.name != name:
         raise ConfigError(f"{files[name]}: name: {found.name!r}, must be {name!r} as the file's")
     return found
+
+
+def measured_targets() -> tuple[str, ...]:
+    """Names of the measured machines that installed packages add, sorted; none is imported."""
+    return tuple(sorted(entry.name for entry in entry_points(group=MEASURED)))
+
+
+def machine(name: str, overrides: Mapping[str, Any] | None = None) -> Target | Measured:
+    """The simulated machine of that name, or the measured one.
+
+    Args:
+        overrides: as for `target`; of a measured machine whole numbers by the name of a field.
+
+    Raises:
+        ConfigError: as for `target`.
+    """
+    files = spec_files()
+    if name.endswith((".yaml", ".yml")) or name in files:
+        return target(name, overrides)
+    for entry in entry_points(group=MEASURED):
+        if entry.name == name:
+            found: Measured = entry.load().changed(overrides or {})
+            return found
+    raise unknown_name("target", name, (*files, *measured_targets()))
 
 
 def load_target(path: Path, overrides: Mapping[str, Any] | None = None) -> Target:

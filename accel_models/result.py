@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,9 +79,10 @@ class LayerPrice:
         name, op, shape: the layer. kernel: which kernel or mapping runs it.
         macs: nominal multiply-accumulates. density: of its weights.
         cycles, latency_s: total. `lost` splits cycles into useful, padding, imbalance, memory and launch.
-        energy_j: by component. traffic_bytes: by memory level.
+            (On a measured machine all that is not useful is "other".)
+        energy_j: by component. traffic_bytes: by memory level. Empty where they are not known.
         utilization: useful cycles over cycles.
-        bound: compute, padding, imbalance, launch, the name of a memory, or none.
+        bound: compute, padding, imbalance, launch, the name of a memory, none (no time), or unknown.
     """
 
     name: str
@@ -130,6 +132,9 @@ class SimulationResult:
 
     @property
     def energy_j(self) -> float:
+        """Not a number where no layer's energy is known."""
+        if not any(layer.energy_j for layer in self.layers):
+            return math.nan
         return sum(sum(layer.energy_j.values()) for layer in self.layers)
 
     @property
@@ -184,9 +189,10 @@ class SimulationResult:
                     f"{layer.name:{wide}} {layer.op:12} {layer.macs / 1e6:9.2f} {layer.cycles:12,.0f} "
                     f"{layer.latency_s * 1e6:10.1f} {layer.utilization:5.0%}  {layer.bound}"
                 )
+        energy_mj = with_interval(self.energy_j, self.energy_error)
         lines.append(
             f"{self.graph} on {self.title} ({self.precision}): {with_interval(self.latency_s, self.time_error)} ms, "
-            f"{with_interval(self.energy_j, self.energy_error)} mJ, {self.cycles:,.0f} cycles; "
+            f"{'energy unknown' if math.isnan(self.energy_j) else f'{energy_mj} mJ'}, {self.cycles:,.0f} cycles; "
             f"{describe_error(self.error)}"
         )
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
@@ -199,6 +205,8 @@ def describe_error(error: ErrorBars | None) -> str:
     """
     if error is None:
         return "error unknown: no published measurements of this machine are at hand"
+    if error.time and error.time.is_measured:
+        return str(error.time)
     time = error.time or error.of("facts") or error.of("shares") or error.of("traffic")
     known = (("time", time), ("energy", error.energy))
     return "; ".join(str(bar) if bar else f"no published {name} is at hand" for name, bar in known)

@@ -300,6 +300,10 @@ def validate(
         Path | None, typer.Option(help="Rewrite the blocks <!-- validation: NAME --> in Markdown below this folder.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw predicted against published into this folder.")] = None,
+    spec: Annotated[
+        Path | None,
+        typer.Option(help="Of host: machine file of codesign calibrate; host_cpu.yaml, measured if missing."),
+    ] = None,
 ) -> None:
     """Compare every published measurement with its prediction, and say how far a price can be trusted.
 
@@ -309,11 +313,28 @@ def validate(
     parameters fitted to the others. The interval is where 80 % of published values are expected, as factors of a
     prediction; the one of ratios is for two variants of a network on one machine, whose common error cancels.
 
+    "host" is this machine: networks are compiled and run, and held against the CPU model with its measured numbers.
+
     Example: codesign validate eyeriss_v2 --refit --plot runs/validation
     """
     from codesign.validation import validate as run
 
-    run(target or [], rows=rows, refit=refit, store=store, out=json_out, docs=docs, plot=plot)
+    run(target or [], rows=rows, refit=refit, store=store, out=json_out, docs=docs, plot=plot, spec=spec)
+
+
+@app.command()
+def calibrate(
+    out: Annotated[Path, typer.Option(help="Machine file to write (.yaml).")] = Path("host_cpu.yaml"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a machine file that is there.")] = False,
+) -> None:
+    """Measure this machine in seconds: a machine file that `simulate --target FILE.yaml` takes.
+
+    Clock, multiplications a cycle and read bandwidth of every cache level, of one thread, with this project's own
+    kernels. `codesign validate host` holds the CPU model with such a file against compiled networks.
+    """
+    from codesign.calibrate import calibrate as run
+
+    run(out, overwrite)
 
 
 @app.command("compile")

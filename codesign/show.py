@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from workloads.errors import CodesignError, ConfigError, PlanError
 
 if TYPE_CHECKING:
     from accel_models import SimulationResult, Target
+    from accel_models.measured import Measured
     from codesign.subject import Subject
     from workloads.graph import LayerGraph
 
@@ -30,7 +32,7 @@ def targets(name: str | None) -> None:
     """All machines in a line each, or one with every number and its source."""
     from accel_models import target as find
     from accel_models import targets as names
-    from accel_models.registry import spec_files
+    from accel_models.registry import measured_targets, spec_files
     from accel_models.result import describe_error
     from accel_models.spec import read_machine, sourced_numbers
     from accel_models.validation import error_bars
@@ -44,6 +46,8 @@ def targets(name: str | None) -> None:
                 table.add_row(each, spec.title, describe_error(error_bars(each, spec.file)))
             except ConfigError as error:
                 broken.append(str(error))
+        for each in measured_targets():
+            table.add_row(each, "this machine, measured", "none: its own runs again say how far a time varies")
         console().print(table)
         if broken:
             raise ConfigError("; ".join(broken))
@@ -144,21 +148,25 @@ def simulation(
     trace: Path | None = None,
 ) -> None:
     """Price a subject on each target; print, store, report."""
-    from accel_models import target as find
+    from accel_models import Target
+    from accel_models.registry import machine
     from codesign.study import write_json
 
     ready = _prepared(subject, plan, calibrate)
     if trace and len(ready) > 1:
         raise ConfigError(f"--trace: plays one graph, {subject.name} holds {len(ready)} that do not feed each other")
-    results = [_priced(subject.name, ready, find(name, parse_changes(changes))) for name in target_names]
+    machines = [machine(name, parse_changes(changes)) for name in target_names]
+    if trace and not isinstance(machines[0], Target):
+        raise ConfigError(f"--trace: {machines[0].name} is measured; only simulated machines are played")
+    results = [_priced(subject.name, ready, each) for each in machines]
     for result in results:
         print(result)
     if len(results) > 1:
         console().print(_summary(results))
     if out:
         write_json(out, [result.to_dict() for result in results])
-    if trace:
-        print(_trace(trace, ready[0], find(target_names[0], parse_changes(changes)), results[0]))
+    if trace and isinstance(machines[0], Target):
+        print(_trace(trace, ready[0], machines[0], results[0]))
     if report:
         print(_report(report, results, subject))
 
@@ -169,12 +177,13 @@ def _summary(results: Sequence[SimulationResult]) -> Table:
     for result in sorted(results, key=lambda each: each.latency_s):
         lost = result.lost_by_cause()
         most = max(lost, key=lost.__getitem__)
-        shown = (show("latency", result.latency_s), show("energy", result.energy_j), f"{result.cycles:,.0f}")
+        energy = "unknown" if math.isnan(result.energy_j) else show("energy", result.energy_j)
+        shown = (show("latency", result.latency_s), energy, f"{result.cycles:,.0f}")
         table.add_row(result.target, result.precision, *shown, f"{most} {lost[most] / max(result.cycles, 1):.0%}")
     return table
 
 
-def _priced(name: str, graphs: Sequence[LayerGraph], machine: Target) -> SimulationResult:
+def _priced(name: str, graphs: Sequence[LayerGraph], machine: Target | Measured) -> SimulationResult:
     """One graph, or several that do not feed each other, on a machine."""
     from accel_models.result import joined
 

@@ -17,6 +17,10 @@ from workloads.errors import CodesignError, ConfigError
 if TYPE_CHECKING:
     from accel_models.validation.errors import Assessment
 
+HOST = "host"
+HOST_SPEC = Path("host_cpu.yaml")
+"""Where `codesign calibrate` writes if it is not told."""
+
 
 def validate(
     names: Sequence[str],
@@ -27,17 +31,31 @@ def validate(
     out: Path | None = None,
     docs: Path | None = None,
     plot: Path | None = None,
+    spec: Path | None = None,
 ) -> None:
-    """Recompute the errors of targets (all by default), print them, and write what was asked for."""
+    """Recompute the errors of targets (all by default), print them, and write what was asked for.
+
+    Args:
+        names: of machines; HOST holds the machine file `spec` against this machine.
+    """
     from accel_models import targets
     from accel_models.validation.errors import store as store_errors
 
-    found, wrong = _assess(tuple(names) or targets())
+    simulated = [name for name in names if name != HOST]
+    found, wrong = _assess(tuple(simulated) or targets()) if simulated or not names else ([], {})
     for each in found:
         _print(each, rows or bool(names))
+    if HOST in names:
+        from codesign.held import hold
+
+        machine_file = spec or HOST_SPEC
+        is_new = not machine_file.exists()
+        found.append(hold(machine_file))
+        _print(found[-1], True, "measured")
     if refit:
         _print_refits([each.target for each in found])
-    written = store_errors(found) if store else []
+    written = [machine_file] if HOST in names and is_new else []
+    written += store_errors(found) if store else []
     written += [_write_json(out, found)] if out else []
     written += _write_docs(docs, found, wrong) if docs else []
     written += _draw(plot, found) if plot else []
@@ -63,8 +81,8 @@ def _assess(names: Sequence[str]) -> tuple[list[Assessment], dict[str, str]]:
     return found, wrong
 
 
-def _print(found: Assessment, rows: bool) -> None:
-    """One target: its rows if asked for, what calibrated it, its errors."""
+def _print(found: Assessment, rows: bool, origin: str = "published") -> None:
+    """One target: its rows if asked for, what calibrated it, its errors; `origin` of what it is compared with."""
     from accel_models.validation.tables import SHORT_HEADS, details, short_cells
 
     screen = console()
@@ -73,7 +91,7 @@ def _print(found: Assessment, rows: bool) -> None:
         return
     screen.print(found.target, style="bold", soft_wrap=True)
     if rows:
-        _print_rows(found)
+        _print_rows(found, origin)
         if found.fitted_rows:
             screen.print(_indented(f"parameters were fitted to {', '.join(found.fitted_rows)}"))
         screen.print()
@@ -83,19 +101,19 @@ def _print(found: Assessment, rows: bool) -> None:
     screen.print()
 
 
-def _print_rows(found: Assessment) -> None:
+def _print_rows(found: Assessment, origin: str) -> None:
     """A line a row; where the screen is too narrow for it, the numbers below the row's name."""
     from accel_models.validation.tables import ROW_HEADS, row_cells
 
     screen = console()
     lines = [row_cells(item) for item in found.comparisons]
-    table = _table(ROW_HEADS, lines)
+    table = _table([origin if head == "published" else head for head in ROW_HEADS], lines)
     if screen.measure(table, options=screen.options.update(width=1000)).maximum <= screen.width:
         screen.print(table)
         return
     for name, published, predicted, unit, error, kind, fitted in lines:
         screen.print(f" {name}", soft_wrap=True)
-        said = (f"published {published} {unit}, predicted {predicted}, {error}", kind, fitted)
+        said = (f"{origin} {published} {unit}, predicted {predicted}, {error}", kind, fitted)
         screen.print(_indented("; ".join(filter(None, said))))
 
 

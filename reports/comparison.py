@@ -6,6 +6,7 @@ layer did not get faster. `compare_targets` puts one network on several machines
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -259,6 +260,7 @@ class TargetRow:
     Attributes:
         spent: cycles by what they were spent on.
         bound: share of the time by what bounds the layers, largest first.
+        energy_j: None where nobody measured it.
     """
 
     target: str
@@ -267,7 +269,7 @@ class TargetRow:
     clock_hz: float
     cycles: float
     latency_s: float
-    energy_j: float
+    energy_j: float | None
     spent: Mapping[str, float]
     bound: Mapping[str, float]
     error: ErrorBars | None
@@ -294,7 +296,7 @@ class TargetRow:
     @property
     def interval_j(self) -> tuple[float, float] | None:
         """Where a published energy is expected."""
-        return _around(self.energy_j, self.error.energy if self.error else None)
+        return None if self.energy_j is None else _around(self.energy_j, self.error.energy if self.error else None)
 
     @property
     def caveat_s(self) -> str:
@@ -326,7 +328,8 @@ class TargetTable(Record):
             f"{'machine':{wide}} {'time (ms)':>10} {f'{LEVEL:.0%} interval':>{widest}} {'energy (mJ)':>12}",
         ]
         for row, expected in zip(self.rows, between, strict=True):
-            costs = f"{row.latency_s * 1e3:10.3f} {expected:>{widest}} {row.energy_j * 1e3:12.3f}"
+            energy = "unknown" if row.energy_j is None else f"{row.energy_j * 1e3:.3f}"
+            costs = f"{row.latency_s * 1e3:10.3f} {expected:>{widest}} {energy:>12}"
             lines.append(f"{row.title:{wide}} {costs}  {describe_error(row.error)}")
         return "\n".join(lines)
 
@@ -362,7 +365,7 @@ def _target_row(result: SimulationResult) -> TargetRow:
         clock_hz=result.clock_hz,
         cycles=result.cycles,
         latency_s=result.latency_s,
-        energy_j=result.energy_j,
+        energy_j=None if math.isnan(result.energy_j) else result.energy_j,
         spent=spent_in_all(result.layers),
         bound=bound_shares(result),
         error=result.error,

@@ -33,6 +33,7 @@ CAUSE_LOOKS: Mapping[str, tuple[str, str]] = {  # cause of `spending`: (colour, 
     "imbalance": (PURPLE, "xxxx"),
     "memory": (GREEN, "|"),
     "launch": (RED, "\\\\\\\\"),
+    "other": (GREY, ".."),
 }
 STYLE: Mapping[str, Any] = {
     "font.family": "sans-serif",

@@ -341,13 +341,14 @@ def target_figure(table: TargetTable, note: str) -> Figure:
     return figure
 
 
-def _value_bars(axes: Axes, values: Sequence[float], metric: str, top: float = 0.0) -> None:
-    size, unit = unit_of(values, SCALES[metric])
-    axes.barh(range(len(values)), [value / size for value in values], 0.6, color="#9a9a9a", linewidth=0)
-    for i, value in enumerate(values):
+def _value_bars(axes: Axes, values: Sequence[float | None], metric: str, top: float = 0.0) -> None:
+    known = [value or 0.0 for value in values]
+    size, unit = unit_of(known, SCALES[metric])
+    axes.barh(range(len(known)), [value / size for value in known], 0.6, color="#9a9a9a", linewidth=0)
+    for i, (value, length) in enumerate(zip(values, known, strict=True)):
         look: Any = {"textcoords": "offset points", "xytext": (3, 9), "fontsize": 7.5, "va": "center"}
-        axes.annotate(digits(value / size), (value / size, i), **look)
-    axes.set_xlim(0, max(max(values) * 1.25, top * 1.05) / size or 1)
+        axes.annotate("unknown" if value is None else digits(length / size), (length / size, i), **look)
+    axes.set_xlim(0, max(max(known) * 1.25, top * 1.05) / size or 1)
     axes.set_xlabel(f"{metric} ({unit})")
     axes.grid(axis="y", visible=False)
 

@@ -25,12 +25,12 @@ def unit_of(values: Sequence[float], scale: Scale) -> tuple[float, str]:
 
 
 def quantity(value: float | None, scale: Scale) -> str:
-    """A value in the unit that fits it.
+    """A value in the unit that fits it; one that is not a number is not known.
 
     >>> quantity(0.001234, TIME), quantity(41_300_000, COUNT), quantity(None, SIZE), quantity(0, ENERGY)
     ('1.23 ms', '41.3 M', '–', '0 J')
     """
-    if value is None:
+    if value is None or math.isnan(value):
         return MISSING
     size, unit = unit_of([value], scale)
     return f"{digits(value / size)} {unit}".rstrip()

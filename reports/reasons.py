@@ -29,6 +29,7 @@ PARTS = {
     "imbalance": "waiting for the slowest unit",
     "memory": "waiting for memory",
     "launch": "launch and set-up",
+    "other": "what a measurement does not tell apart",
 }
 
 

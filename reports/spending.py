@@ -18,6 +18,7 @@ CAUSES: Mapping[str, str] = {
     "imbalance": "load imbalance",
     "memory": "waiting for memory",
     "launch": "launch and set-up",
+    "other": "all that a measurement does not tell apart",
 }
 WORK = ("useful", "elementwise")  # the rest is lost
 

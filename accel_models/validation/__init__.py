@@ -28,6 +28,7 @@ KINDS: Mapping[str, str] = {  # of evidence, and whose word it is
     "authors_simulator": "the authors' simulator",
     "post_layout_simulation": "a post-layout simulation",
 }
+REPEATS = "repeats"  # the evidence of a measured machine: its own runs again
 CLASSES = ("time", "energy", "traffic", "facts", "shares")  # errors of shares are in points, all others relative
 
 
@@ -61,6 +62,9 @@ class ErrorBar:
         left_out_mean: mean over all rows, each predicted without its network in the fit; None if nothing was fitted.
         absolute: of a prediction, from the errors with the network left out; None with rows of one network only.
         ratio: of a predicted ratio of two variants on this machine; None with one row only. None both for shares.
+
+    Of a measured machine (kinds are REPEATS alone) rows are repeats of one run, errors their distances from the time
+    that is shown, and intervals hold LEVEL of further repeats.
     """
 
     metric: str
@@ -80,8 +84,12 @@ class ErrorBar:
     ratio: Interval | None
 
     @property
+    def is_measured(self) -> bool:
+        return self.kinds == (REPEATS,)
+
+    @property
     def is_indicative(self) -> bool:
-        return min(self.rows, self.networks) < FEW
+        return min(self.rows, self.rows if self.is_measured else self.networks) < FEW
 
     @property
     def why_no_interval(self) -> str:
@@ -101,6 +109,8 @@ class ErrorBar:
         Args:
             what: the interval is of, "it" or "this ratio".
         """
+        if self.is_measured:
+            return f", where {what} falls when run again" + ", indicative" * self.is_indicative
         others = " or ".join(KINDS[kind] for kind in self.kinds)
         foretold = f", where {others} (not silicon) would put {what}" * ("silicon" not in self.kinds)
         return foretold + ", indicative" * self.is_indicative
@@ -115,6 +125,8 @@ class ErrorBar:
         return f"{100 * error:.1f} points" if self.metric == "shares" else f"{error:.1%}"
 
     def __str__(self) -> str:
+        if self.is_measured:
+            return f"{self.rows} repeats: median {self.size(self.median)} away, worst {self.size(self.worst)}"
         rows = f"{self.rows} published {self.scope} row{'s' * (self.rows != 1)} ({', '.join(self.kinds)})"
         parts = [f"error of {self.metric} against {rows}: median {self.size(self.median)}, mean {self.size(self.mean)}"]
         parts.append(f"worst {self.size(self.worst)} ({self.worst_row}){', indicative' * self.is_indicative}")

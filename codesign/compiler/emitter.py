@@ -94,6 +94,39 @@ class Emitter:
         alone = self.builder.insert_element(undefined, number, ir.Constant(I32, 0))
         return self.builder.shuffle_vector(alone, undefined, _mask([0] * self.isa.lanes))
 
+    def gather(self, pointer: Value, offsets: Value, fill: float) -> Value:
+        """Floats so many bytes behind a pointer, `fill` where the offset is negative.
+
+        Args:
+            offsets: pointer to as many 32-bit integers as there are lanes.
+        """
+        lanes, builder = self.isa.lanes, self.builder
+        integers = ir.VectorType(I32, lanes)
+        if self.isa.name == "sse2":  # has no such instruction
+            return self._gather_singly(pointer, offsets, fill)
+        places = builder.load(offsets, typ=integers, align=4)
+        is_there = builder.icmp_signed(">=", places, ir.Constant(integers, [0] * lanes))
+        if self.isa.name == "avx512":
+            mask, name, scale = is_there, "llvm.x86.avx512.mask.gather.dps.512", I32
+        else:
+            mask = builder.bitcast(builder.sext(is_there, integers), self.vector)
+            name, scale = "llvm.x86.avx2.gather.d.ps.256", I8
+        kind = ir.FunctionType(self.vector, [self.vector, PTR, integers, mask.type, scale])
+        arguments = [self.splat(fill), pointer, places, mask, ir.Constant(scale, 1)]
+        return builder.call(self._function(name, kind), arguments)
+
+    def _gather_singly(self, pointer: Value, offsets: Value, fill: float) -> Value:
+        found = self.splat(fill)
+        for lane in range(self.isa.lanes):
+            offset, place = self.integer(offsets, 4 * lane), ir.Constant(I32, lane)
+
+            def take(values: list[Value], offset: Value = offset, place: Value = place) -> list[Value]:
+                number = self.scalar(self.advance(pointer, offset))
+                return [self.builder.insert_element(values[0], number, place)]
+
+            (found,) = self.when(self.builder.icmp_signed(">=", offset, self.constant(0)), [found], take)
+        return found
+
     def fma(self, x: Value, y: Value, total: Value) -> Value:
         """x * y + total, rounded once where the machine can."""
         return self._call("llvm.fmuladd", x, y, total)

@@ -13,13 +13,15 @@ class Isa:
     """What the code generator must know of an instruction set.
 
     Attributes:
-        lanes: floats in a vector. sums: vectors that stay in registers beside weights and inputs; found by measuring.
+        lanes: floats in a vector. registers: vectors that fit.
+        sums: vectors of outputs at most that are worth keeping there beside weights and inputs; found by measuring.
         cpu, features: as LLVM calls them.
         needs: what the machine must report, by LLVM's names of features.
     """
 
     name: str
     lanes: int
+    registers: int
     sums: int
     cpu: str
     features: str
@@ -29,9 +31,9 @@ class Isa:
 ISAS = {
     isa.name: isa
     for isa in (
-        Isa("avx512", 16, 25, "x86-64-v4", "-prefer-256-bit", ("avx512f", "avx512vl", "avx512dq", "avx512bw")),
-        Isa("avx2", 8, 12, "x86-64-v3", "", ("avx2", "fma")),
-        Isa("sse2", 4, 12, "x86-64", "", ("sse2",)),
+        Isa("avx512", 16, 32, 25, "x86-64-v4", "-prefer-256-bit", ("avx512f", "avx512vl", "avx512dq", "avx512bw")),
+        Isa("avx2", 8, 16, 12, "x86-64-v3", "", ("avx2", "fma")),
+        Isa("sse2", 4, 16, 12, "x86-64", "", ("sse2",)),
     )
 }
 

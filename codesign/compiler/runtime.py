@@ -33,12 +33,19 @@ def aligned(size: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Context:
-    """Memory that one caller has for himself, and the programs bound to it: for each segment, one a thread."""
+    """Memory that one caller has for himself, and the programs bound to it.
+
+    Attributes:
+        programs: for each segment, one a thread. calls: the same, whole, as arguments of `ProgramKernel`.
+        views: inputs and outputs in torch's order, by name.
+    """
 
     arena: np.ndarray
     shared: np.ndarray
     scratch: list[np.ndarray]
     programs: list[list[Bound]]
+    calls: list[list[np.ndarray]]
+    views: dict[str, np.ndarray]
 
 
 def part_name(part: Stage | InTorch) -> str:
@@ -59,7 +66,7 @@ class Executable:
             list(parts) for _, parts in itertools.groupby(network.parts, key=lambda part: isinstance(part, InTorch))
         ]
         self._free: list[_Context] = []
-        self._lock = threading.Lock()
+        self._lock, self._pool_lock = threading.Lock(), threading.Lock()
         self._pool = ThreadPoolExecutor(network.threads - 1) if network.threads > 1 else None
 
     def __call__(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -69,12 +76,9 @@ class Executable:
             for layer, x in zip(self.network.graph.inputs, inputs, strict=True):
                 if x.shape != layer.shape:
                     raise ShapeError(f"input {layer.name!r} has shape {x.shape}, must be {layer.shape}")
-                np.copyto(self._view(context, layer.name, layer.shape), x)
+                np.copyto(context.views[layer.name], x)
             self.run(context)
-            return [
-                self._view(context, self._plain(name), self.network.graph[name].shape).copy()
-                for name in self.network.graph.outputs
-            ]
+            return [context.views[name].copy() for name in self.network.graph.outputs]
         finally:
             self._give(context)
 
@@ -85,7 +89,7 @@ class Executable:
                 if isinstance(part, InTorch):
                     self._interpret(context, part.layer)
             if isinstance(parts[0], Stage):
-                self._native(context.programs[i])
+                self._native(context.calls[i])
 
     def profile(self, inputs: Sequence[np.ndarray], repeats: int) -> dict[str, np.ndarray]:
         """Wall time of every part, in running order: name -> seconds, float64 (repeats,).
@@ -102,7 +106,7 @@ class Executable:
                     if isinstance(part, InTorch):
                         self._interpret(context, part.layer)
                     else:
-                        self._native(context.programs[i], place)
+                        self._native([program.call(place) for program in context.programs[i]])
                     found[part_name(part)].append(time.perf_counter() - begin)
         self._give(context)
         return {name: np.array(times) for name, times in found.items()}
@@ -134,19 +138,27 @@ class Executable:
                     Space.SHARED: shared.ctypes.data,
                 }
                 programs[-1].append(bind(stages, thread, network.threads, self._functions, bases))
-        context = _Context(arena, shared, scratch, programs)
+        calls = [[program.call() for program in bound] for bound in programs]
+        context = _Context(arena, shared, scratch, programs, calls, {})
+        for layer in network.graph.inputs:
+            context.views[layer.name] = self._view(context, layer.name, layer.shape)
+        for name in network.graph.outputs:
+            context.views[name] = self._view(context, self._plain(name), network.graph[name].shape)
         for layer in network.graph.layers:
             if layer.op is Op.CONSTANT and layer.name in network.places:
                 np.copyto(self._view(context, layer.name, layer.shape), network.weights[layer.weight])
         return context
 
-    def _native(self, programs: Sequence[Bound], stage: int | None = None) -> None:
-        """Run a segment, or one stage of it, on all threads."""
-        calls = [program.call(stage) for program in programs]
-        waiting = [self._pool.submit(self._program, call.ctypes.data) for call in calls[1:]] if self._pool else []
-        self._program(calls[0].ctypes.data)
-        for future in waiting:
-            future.result()
+    def _native(self, calls: Sequence[np.ndarray]) -> None:
+        """Run each thread's calls. One caller at a time has the pool: threads of two would wait for each other."""
+        if self._pool is None:
+            self._program(calls[0].ctypes.data)
+            return
+        with self._pool_lock:
+            waiting = [self._pool.submit(self._program, call.ctypes.data) for call in calls[1:]]
+            self._program(calls[0].ctypes.data)
+            for future in waiting:
+                future.result()
 
     def _interpret(self, context: _Context, layer: Layer) -> None:
         graph = self.network.graph

@@ -1,4 +1,7 @@
-"""Every registered machine keeps the contract; a new YAML is picked up without an edit here."""
+"""Every simulated machine keeps the contract; a new YAML is picked up without an edit here.
+
+Measured ones obey fewer laws (`accel_models.measured` says which): tests/codesign/compiler/test_host.py.
+"""
 
 from __future__ import annotations
 

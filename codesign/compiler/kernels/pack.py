@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from codesign.compiler.kernels import Kernel
+from codesign.compiler.layout import FLOAT_BYTES
 
 if TYPE_CHECKING:
     from codesign.compiler.emitter import Emitter, Value
@@ -62,31 +63,17 @@ class GatherKernel(Kernel):
     ARGUMENTS = ("source", "target", "channels", "planes", "target_plane", "table", "vectors")
 
     def emit(self, e: Emitter) -> None:
-        from llvmlite import ir
-
-        from codesign.compiler.emitter import F32, I32, I64
-        from codesign.compiler.layout import FLOAT_BYTES
-
         start, target_plane = e.pointer("source"), e.count("target_plane")
         table, vectors = e.pointer("table"), e.count("vectors")
-        builder = e.builder
-        filler = builder.alloca(F32)
-        builder.store(ir.Constant(F32, self.fill), filler)
 
         def channel(_: Value, carried: list[Value]) -> list[Value]:
             planes, target = carried
             source = e.advance(start, e.integer(planes))
 
-            def vector(index: Value, carried: list[Value]) -> list[Value]:
+            def vector(_: Value, carried: list[Value]) -> list[Value]:
                 entries, to = carried
-                found = ir.Constant(e.vector, ir.Undefined)
-                for lane in range(e.isa.lanes):
-                    offset = e.integer(entries, 4 * lane)
-                    is_there = builder.icmp_signed(">=", offset, ir.Constant(I64, 0))
-                    place = builder.select(is_there, e.advance(source, offset), filler)
-                    found = builder.insert_element(found, e.scalar(place), ir.Constant(I32, lane))
-                e.store(found, to, align=0 if self.is_aligned else FLOAT_BYTES)
-                return [e.advance(entries, 4 * e.isa.lanes), e.advance(to, e.vector_bytes)]
+                e.store(e.gather(source, entries, self.fill), to, align=0 if self.is_aligned else FLOAT_BYTES)
+                return [e.advance(entries, INT_BYTES * e.isa.lanes), e.advance(to, e.vector_bytes)]
 
             e.repeat(vectors, [table, target], vector)
             return [e.advance(planes, INT_BYTES), e.advance(target, target_plane)]

@@ -31,6 +31,8 @@ from codesign.compiler.storage import FilterGroups, Kernels, Packing, encode, en
 from codesign.compiler.tiles import Tile, Window, cut
 from workloads.graph import Layer, Op
 
+FAR = 0.3
+"""Cycles; as the registers' price, read off measured layers of VGG-16 by the eye. Tuning measures instead."""
 FEW_OUTPUTS = 8
 """Vectors of a filter's whole block up to which channels come first."""
 SUMS_BYTES = 24 * 1024
@@ -74,20 +76,25 @@ def tunings(isa: Isa, kernels: Kernels, window: Window, block: tuple[int, int], 
         is_whole = rows % multiple == columns % multiple == 0
         if is_whole and rows * columns * size <= max(isa.sums, multiple**2):
             tuning = Tuning((rows, columns), size)
-            found.append((_cost(kernels, window, block, multiple, tuning), tuning.tile, tuning))
+            found.append((_cost(isa, kernels, window, block, multiple, tuning), tuning.tile, tuning))
     by_filter = [tuning for _, _, tuning in sorted(found, key=lambda item: item[:2])]
     return [Tuning(block, order="channel")] * (math.prod(block) <= FEW_OUTPUTS) + by_filter
 
 
-def _cost(kernels: Kernels, window: Window, block: tuple[int, int], multiple: int, tuning: Tuning) -> float:
-    """Cycles for all tiles of a block by all kernels: the larger of multiplications and loads, two each a cycle."""
+def _cost(isa: Isa, kernels: Kernels, window: Window, block: tuple[int, int], multiple: int, tuning: Tuning) -> float:
+    """Cycles for all tiles of a block by all kernels: the larger of multiplications and loads, two each a cycle.
+
+    A register too few costs about a cycle a kernel, and an input that comes from the second cache `FAR` more.
+    """
     share = np.bincount(kernels.shape, minlength=len(kernels.shapes)) / max(len(kernels.shape), 1)
     total = 0.0
     for size, count in Counter(tile.size for tile in cut(block, tuning.tile, multiple)).items():
         cycles = 2 * math.prod(window.footprint(size)) / max(kernels.filters, 1)
         for taps, weight in zip(kernels.shapes, share, strict=True):
-            loads = _loads(window, size, taps) + len(taps) * tuning.filters
-            work = max(math.prod(size) * tuning.filters * len(taps) / 2, loads / 2, 4.0 * len(taps))
+            sums, weights = math.prod(size) * tuning.filters, len(taps) * tuning.filters
+            inputs = _loads(window, size, taps)
+            missing = max(0, sums + weights + 1 - isa.registers)
+            work = max(sums * len(taps) / 2, (inputs + weights) / 2, 4.0 * len(taps)) + missing + FAR * inputs
             cycles += weight * (work + 3) / tuning.filters
         total += count * cycles
     return total

@@ -161,9 +161,10 @@ def test_calls_take_arrays_and_tensors_and_any_batch() -> None:
     assert torch.allclose(compiled(x[:1]), expected[:1], atol=1e-5)
 
 
-def test_several_threads_may_call_at_once() -> None:
+@pytest.mark.parametrize("threads", [1, 3])
+def test_several_threads_may_call_at_once(threads: int) -> None:
     model = lively("resnet8")
-    compiled = compile_network(model)
+    compiled = compile_network(model, threads=threads)
     inputs = [torch.randn(1, *example_input("resnet8").shape[1:]) for _ in range(8)]
     expected = [compiled(x) for x in inputs]
     wrong: list[int] = []
