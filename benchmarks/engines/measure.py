@@ -12,7 +12,7 @@ import resource
 import statistics
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,9 @@ class Worker:
     def ask(self, times: int, save: Path | None = None) -> None:
         """Have it start so many calls; `answer` waits for them."""
         assert self._process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):  # it died: `answer` says why
             self._process.stdin.write(json.dumps({"times": times, "save": str(save) if save else None}) + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it died: `answer` says why
 
     def answer(self) -> dict[str, Any]:
         """Its next answer.
@@ -70,7 +68,8 @@ class Worker:
     def close(self) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):  # it died with a question unread
+            self._process.stdin.close()
         self._process.stdout.close()
         self._process.wait()
 
@@ -151,8 +150,13 @@ def alternate(
         seconds: dict[str, list[float]] = {name: [] for name in workers}
         for turn in range(rounds):
             for name in _rotated(list(workers), turn):
-                seconds[name] += workers[name].run(times[name] + 1)["cpu_s"][1:]
-        for name, each in seconds.items():
+                try:
+                    seconds[name] += workers[name].run(times[name] + 1)["cpu_s"][1:]
+                except EngineError as error:
+                    workers.pop(name)
+                    results[name] = {"failed": f"in round {turn + 1}: {error}"}
+        for name in workers:
+            each = seconds[name]
             results[name] |= {"min_s": min(each), "median_s": statistics.median(each), "calls": len(each)}
     return results
 
