@@ -94,7 +94,7 @@ def accuracy(rows: Rows) -> str:
 
 def loading(rows: Rows) -> str:
     note = (
-        "CPU seconds from a file in the engine's format to ready, the import of its Python packages included, and (from "
+        "CPU seconds from a file in the engine's format to ready, imports of Python packages included, and (from "
         "torch.export to that file, if no other engine had it made). Ours: compilation of a tuned plan, and (lowering "
         "and tuning).\n\n"
     )
