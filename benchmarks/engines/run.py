@@ -122,6 +122,11 @@ def main() -> None:
             is_done = result_file(given.results, name, given.threads).exists()
             print(f"{'done' if is_done else 'open'}  {name:26} {case.title}")
         return
+    if given.threads == 2 and os.getloadavg()[0] > 0.5:
+        print(
+            f"warning: load is {os.getloadavg()[0]:.1f}; wall times of two threads want an idle machine",
+            file=sys.stderr,
+        )
     for case in given.cases:
         file = result_file(given.results, case, given.threads)
         if file.exists() and not given.again:
