@@ -102,7 +102,7 @@ def result(case: str, **milliseconds: float | str) -> dict[str, Any]:
     """A record as `run.py` writes it; text is the reason of an engine that was left out."""
     engines: dict[str, Any] = {}
     for name, ms in milliseconds.items():
-        numbers = {"version": "1", "load_s": 2.0, "error": 3e-7, "calls": 5}
+        numbers = {"version": "1", "convert_s": 9.0, "load_s": 2.0, "error": 3e-7, "calls": 5}
         engines[name] = {"failed": ms} if isinstance(ms, str) else {
             **numbers, "min_s": ms / 1e3, "median_s": 1.5 * ms / 1e3
         }  # fmt: skip
@@ -122,9 +122,24 @@ def test_the_page_of_a_result(tmp_path: Path) -> None:
     assert "faster than compiled fp32 code in: VGG-16 224, 8x (2.0x)." in text
     assert "* MNN, VGG-16 224, 8x: does not load" in text
     assert "Not run yet: VGG-16 224, dense;" in text
+    assert "## Two threads" not in text
     page = tmp_path / "page.md"
     page.write_text(text.replace("3.00x", "4.00x"))
     assert "run report.py" in script("report.py", "--check", "--results", tmp_path, "--page", page).stderr
+
+
+def test_the_page_of_two_threads(tmp_path: Path) -> None:
+    row = result("vgg16_8x")
+    del row["engines"]
+    row["two_threads"] = {
+        "codesign": {"one_s": 0.03, "two_s": 0.02, "speedup": 1.5, "ceiling": 1.6},
+        "mnn": {"failed": "no"},
+    }
+    (tmp_path / "vgg16_8x.2threads.json").write_text(json.dumps(row))
+    text = report.page(tmp_path)
+    assert "| VGG-16 224, 8x | ours | 30 | 20 | 1.50x | 1.60x | 0.94 |" in text
+    assert "* MNN, VGG-16 224, 8x: no" in text
+    assert "## Times" not in text
 
 
 def test_the_committed_page_is_current() -> None:

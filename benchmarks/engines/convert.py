@@ -1,4 +1,4 @@
-"""A case's network in an engine's own format: `python convert.py FOLDER FILE`, in the engines' environment.
+"""A case's network in an engine's own format: `python convert.py FOLDER FILE`, in that engine's environment.
 
 FOLDER holds `network.pt2`, a program of torch.export, and `sample.pt2`, the same for one sample and without strided
 slices (for ncnn). Conversions are processes of their own, so that an engine that is timed shares its process with
@@ -12,6 +12,17 @@ import sys
 from pathlib import Path
 
 import torch
+
+
+def to_compiled(folder: Path) -> None:
+    """Ours, tuned on this machine: without what earlier runs remembered, so that each case is on its own."""
+    from codesign.compiler import Compiled
+    from codesign.compiler.tune import tune
+
+    program = torch.export.load(folder / "network.pt2")
+    compiled = Compiled(program.module(), tuner=tune)
+    compiled.for_shapes(*(tuple(x.shape) for x in program.example_inputs[0]))
+    compiled.save(folder / "network.compiled")
 
 
 def to_onnx(folder: Path) -> None:
@@ -47,6 +58,7 @@ def to_mnn(folder: Path) -> None:
 
 
 FORMATS = {
+    "network.compiled": to_compiled,
     "network.onnx": to_onnx,
     "network.tflite": to_tflite,
     "network.ncnn.param": to_ncnn,

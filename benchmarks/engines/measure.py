@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import statistics
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +35,18 @@ class Worker:
 
     def __init__(self, python: Path, name: str, folder: Path, threads: int = 1) -> None:
         self._log = folder / f"{name}.log"
-        environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
-        for library in ("OMP", "OPENBLAS", "MKL"):
-            environment[f"{library}_NUM_THREADS"] = str(threads)
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 [python, HERE / "worker.py", name, folder, str(threads)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment(threads),
             )  # fmt: skip
 
     def ask(self, times: int, save: Path | None = None) -> None:
         """Have it start so many calls; `answer` waits for them."""
         assert self._process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):  # it died: `answer` says why
             self._process.stdin.write(json.dumps({"times": times, "save": str(save) if save else None}) + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it died: `answer` says why
 
     def answer(self) -> dict[str, Any]:
         """Its next answer.
@@ -72,7 +68,8 @@ class Worker:
     def close(self) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):  # it died with a question unread
+            self._process.stdin.close()
         self._process.stdout.close()
         self._process.wait()
 
@@ -93,22 +90,35 @@ def last_line(log: Path) -> str:
     return lines[-1][:200] if lines else ""
 
 
-def convert(python: Path, name: str, folder: Path) -> None:
-    """Make the file that an engine loads, if it is not there yet.
+def convert(python: Path, name: str, folder: Path) -> float:
+    """Make the file that an engine loads, if it is not there yet; returns CPU seconds.
 
     Raises:
         EngineError: the conversion failed.
     """
     file = folder / ENGINES[name].file
     if file.exists():
-        return
+        return 0.0
+    before = _children_s()
     log = folder / f"{name}.log"
     with log.open("w") as out:
-        done = subprocess.run(
-            [python, HERE / "convert.py", folder.resolve(), file.name], stdout=out, stderr=out, check=False
-        )
+        words = [python, HERE / "convert.py", folder.resolve(), file.name]
+        done = subprocess.run(words, stdout=out, stderr=out, env=environment(1), check=False)
     if done.returncode or not file.exists():
         raise EngineError(f"conversion: {last_line(log) or f'ended with status {done.returncode}'}")
+    return _children_s() - before
+
+
+def _children_s() -> float:
+    """CPU seconds of all processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def environment(threads: int) -> dict[str, str]:
+    """For a process that finds this toolkit and starts no more threads than it may."""
+    limits = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "OPENBLAS", "MKL")}
+    return {**os.environ, **limits, "PYTHONPATH": str(HERE.parents[1])}
 
 
 def alternate(
@@ -121,17 +131,18 @@ def alternate(
         expected: what the network answers.
 
     Returns:
-        By engine "min_s", "median_s", "calls", "error" (max |a - b| / max |b|), "version" and "load_s" (CPU time of
-        what happens after conversion), or "failed" and the reason.
+        By engine "min_s", "median_s", "calls", "error" (max |a - b| / max |b|), "version", "convert_s" and
+        "load_s" (CPU seconds of the conversion to a file, unless another engine has it made, and of loading it), or
+        "failed" and the reason.
     """
     results: dict[str, dict[str, Any]] = {}
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}
         for name, python in pythons.items():
             try:
-                convert(python, name, folder)
-                workers[name] = stack.enter_context(worker(python, name, folder))
-                results[name] = {**workers[name].loaded, **_first(workers[name], folder / f"{name}.npy", expected)}
+                convert_s = convert(python, name, folder)
+                one = workers[name] = stack.enter_context(worker(python, name, folder))
+                results[name] = {"convert_s": convert_s, **one.loaded, **_first(one, folder / f"{name}.npy", expected)}
             except EngineError as error:
                 workers.pop(name, None)
                 results[name] = {"failed": str(error)}
@@ -139,8 +150,13 @@ def alternate(
         seconds: dict[str, list[float]] = {name: [] for name in workers}
         for turn in range(rounds):
             for name in _rotated(list(workers), turn):
-                seconds[name] += workers[name].run(times[name] + 1)["cpu_s"][1:]
-        for name, each in seconds.items():
+                try:
+                    seconds[name] += workers[name].run(times[name] + 1)["cpu_s"][1:]
+                except EngineError as error:
+                    workers.pop(name)
+                    results[name] = {"failed": f"in round {turn + 1}: {error}"}
+        for name in workers:
+            each = seconds[name]
             results[name] |= {"min_s": min(each), "median_s": statistics.median(each), "calls": len(each)}
     return results
 

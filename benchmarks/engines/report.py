@@ -26,8 +26,9 @@ folded for all. One thread, fp32. Times are milliseconds of CPU time of the engi
 engines of a row were called in turns, in one run, and only ratios within a row mean anything: two rows may have met the
 machine in different moods. VGG-16 is its 13 convolutions with their ReLUs and the five poolings, batch 1, the first
 layer dense, without the linear layers. "8x" is the rate of the pruned layers: 4 of 9 weights in every kernel, one of
-eight patterns, and 9 of 32 kernels (12x: 3 of 16). Weights are random except where a pruned network is named. TVM does
-not stand here: its tuner was not brought to run, and without it TVM is scalar code that anything beats.
+eight patterns, and 9 of 32 kernels (12x: 3 of 16). Weights are random except where a pruned network is named. ncnn,
+which has no strided slices, gets option-A shortcuts as poolings of single pixels, and a batch sample by sample. TVM
+does not stand here: its tuner was not brought to run, and without it TVM is scalar code that anything beats.
 """
 
 Rows = dict[str, Mapping[str, Any]]
@@ -92,8 +93,12 @@ def accuracy(rows: Rows) -> str:
 
 
 def loading(rows: Rows) -> str:
-    note = "CPU seconds from files to ready, without conversions to an engine's format; ours is compilation.\n\n"
-    return note + by_engine(rows, lambda found: f"{found['load_s']:.1f}")
+    note = (
+        "CPU seconds from a file in the engine's format to ready, imports of Python packages included, and (from "
+        "torch.export to that file, if no other engine had it made). Ours: compilation of a tuned plan, and (lowering "
+        "and tuning).\n\n"
+    )
+    return note + by_engine(rows, lambda found: f"{found['load_s']:.1f} ({found['convert_s']:.0f})")
 
 
 def minima(row: Mapping[str, Any], is_single: bool = True) -> dict[str, float]:
@@ -186,15 +191,15 @@ def made(records: Sequence[Mapping[str, Any]]) -> str:
         for name, found in record.get("engines", {}).items():
             if found.get("version"):
                 versions.setdefault(ENGINES[name].package, set()).add(found["version"])
-    lines = [", ".join(f"{name} {' and '.join(sorted(found))}" for name, found in sorted(versions.items())) + ".\n"]
-    head = ["case", "processor", "cores", "load before", "code", "time", "rounds", "command"]
+    cpus = sorted({f"{record['machine']['cpu']}, {record['machine']['cores']} cores" for record in records})
+    packages = ", ".join(f"{name} {' and '.join(sorted(found))}" for name, found in sorted(versions.items()))
+    head = ["case", "load before", "code", "time", "rounds", "command"]
     rows = (
-        [CASES[record["case"]].title, machine["cpu"], str(machine["cores"]), f"{machine['load']:.1f}",
-         record["versions"]["codesign"], record["time"], str(record["rounds"]), f"`{record['command']}`"]
+        [CASES[record["case"]].title, f"{record['machine']['load']:.1f}", record["versions"]["codesign"],
+         record["time"], str(record["rounds"]), f"`{record['command']}`"]
         for record in records
-        for machine in [record["machine"]]
     )  # fmt: skip
-    return "\n".join([*lines, table(head, rows)])
+    return f"{'; '.join(cpus)}. {packages}.\n\n{table(head, rows)}"
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -48,8 +49,8 @@ def measure(case: str, given: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(1)
     folder = given.out / case
     made = network(CASES[case], given.weights, given.seed)
-    for old in folder.glob("network*"):
-        old.unlink()
+    for old in folder.glob("network.*"):
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
     made.save(folder)
     engines = environment_python(given.environment, ["-r", str(HERE / "requirements.txt")], "--engines codesign")
     pythons = {name: Path(sys.executable) if name == OURS else engines for name in given.engines}
@@ -69,7 +70,7 @@ def circumstances() -> dict[str, Any]:
     """Where, when and how."""
     version = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True)
     return {
-        "machine": {"cpu": cpu(), "cores": os.cpu_count(), "load": os.getloadavg()[0], "system": platform.platform()},
+        "machine": {"cpu": cpu(), "cores": os.cpu_count(), "load": os.getloadavg()[0], "system": platform.system()},
         "versions": {"codesign": version.stdout.strip() or "unknown", "python": platform.python_version()},
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "benchmarks/engines/run.py", *sys.argv[1:]]),
@@ -121,6 +122,11 @@ def main() -> None:
             is_done = result_file(given.results, name, given.threads).exists()
             print(f"{'done' if is_done else 'open'}  {name:26} {case.title}")
         return
+    if given.threads == 2 and os.getloadavg()[0] > 0.5:
+        print(
+            f"warning: load is {os.getloadavg()[0]:.1f}; wall times of two threads want an idle machine",
+            file=sys.stderr,
+        )
     for case in given.cases:
         file = result_file(given.results, case, given.threads)
         if file.exists() and not given.again:

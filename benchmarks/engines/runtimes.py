@@ -18,12 +18,9 @@ Loader = Callable[[Path, np.ndarray, int], Call]
 
 
 def _codesign(folder: Path, x: np.ndarray, threads: int) -> Call:
-    import torch
+    from codesign.compiler import load_compiled
 
-    import codesign
-
-    program = torch.export.load(folder / "network.pt2")
-    compiled = codesign.compile(program.module(), torch.from_numpy(x), threads=threads)
+    compiled = load_compiled(folder / "network.compiled", threads)
     return lambda: compiled(x)
 
 
@@ -151,7 +148,7 @@ class Engine:
 
 OURS = "codesign"
 ENGINES: dict[str, Engine] = {
-    OURS: Engine("ours", OURS, _codesign),
+    OURS: Engine("ours", OURS, _codesign, "network.compiled"),
     "onnxruntime": Engine("ONNX Runtime", "onnxruntime", _onnxruntime, "network.onnx"),
     "openvino": Engine("OpenVINO", "openvino", _openvino("f32"), "network.onnx"),
     "ncnn": Engine("ncnn", "ncnn", _ncnn, "network.ncnn.param"),
