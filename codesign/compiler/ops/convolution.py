@@ -27,7 +27,7 @@ from codesign.compiler.packed import SCRATCH, Packed
 from codesign.compiler.plan import Context, Shape, Tuning
 from codesign.compiler.program import At, Call, Space, Stage, Work
 from codesign.compiler.steps import Step
-from codesign.compiler.storage import FilterGroups, Kernels, Packing, encode, encode_runs, find_kernels
+from codesign.compiler.storage import MAX_TAPS, FilterGroups, Kernels, Packing, encode, encode_runs, find_kernels
 from codesign.compiler.tiles import Tile, Window, cut
 from workloads.graph import Layer, Op
 
@@ -252,7 +252,8 @@ def _by_filter(plan: _Plan, parts: int) -> Iterator[_Share]:
     data = plan.context.data
     plan.context.need_scratch(plan.packed.size)
     groups = list(encode(plan.kernels, plan.bias, plan.packing, plan.read, plan.tuning.filters))
-    stored = [(data.add(part.headers), data.add(part.stream)) for part in groups]
+    ahead = np.zeros(plan.tuning.ahead * (1 + MAX_TAPS * plan.tuning.filters), np.int32)  # so far prefetching reads
+    stored = [(data.add(part.headers), data.add(np.append(part.stream, ahead))) for part in groups]
     for i in range(parts):
         share = _Share(0, [])
         for part, places in zip(groups, stored, strict=True):
@@ -271,6 +272,8 @@ def _by_filter(plan: _Plan, parts: int) -> Iterator[_Share]:
 def _by_channel(plan: _Plan, parts: int) -> Iterator[_Share]:
     """Neighbouring filters in blocks whose sums stay in the nearest cache, dealt to so many parts."""
     data, filters = plan.context.data, len(plan.read)
+    if not filters:
+        return
     size = math.prod(plan.tuning.tile) * plan.vector
     blocks = -(-filters // max(1, SUMS_BYTES // size))
     blocks = min(-(-blocks // parts) * parts, filters)

@@ -120,6 +120,81 @@ def test_odd_networks(side: int) -> None:
     check(Oddities().eval(), torch.randn(2, 3, side, side))
 
 
+class Renamed(nn.Module):
+    """An input that is read as features long after a convolution has read it as a map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.linear = nn.Linear(144, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.linear(self.conv(self.conv(self.conv(x))).flatten(1)), torch.relu(x.flatten(1))
+
+
+@pytest.mark.parametrize("isa", host_isas())
+def test_an_input_that_is_renamed_later_keeps_its_memory(isa: str) -> None:
+    check(Renamed().eval(), torch.randn(1, 4, 6, 6), isa)
+
+
+def test_a_buffer_that_is_only_renamed_is_there_from_the_start() -> None:
+    found = lives(["a", "x"], [["x"], ["x"]], dict.fromkeys("xa", 1), ["a"])
+    assert (found["x"].first, found["x"].last) == (-1, 1)
+
+
+class TwoLayouts(nn.Module):
+    """`z` is wanted in two layouts that have one grid and other blocks: 17 pixels and 15 in four lanes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.same = nn.Conv1d(4, 4, 3, padding=1)
+        self.smaller = nn.Conv1d(4, 4, 3)
+
+    def forward(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.smaller(self.same(x)) * z, self.same(z) * z
+
+
+def test_a_tensor_can_be_moved_to_two_layouts_of_one_grid() -> None:
+    x, z = torch.randn(1, 4, 17), torch.randn(1, 4, 15)
+    graph, weights = lower_with_weights(TwoLayouts().eval(), [x, z])
+    for isa in host_isas():
+        found = compile_network((graph, weights), isa=isa)(x.numpy(), z.numpy())
+        for mine, theirs in zip(found, run(graph, weights, x, z), strict=True):
+            assert np.abs(mine - theirs).max() <= 1e-5 * np.abs(theirs).max()
+
+
+class Sum(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+
+@pytest.mark.parametrize("shapes", [((2, 3), (2, 3, 1, 1)), ((3, 1), (3,)), ((2, 2, 2), (2, 2, 2, 1))])
+def test_sums_that_broadcast_are_those_of_torch(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    x, y = (torch.randn(shape) for shape in shapes)
+    assert torch.equal(compile_network(Sum())(x, y), x + y)
+
+
+class Deaf(nn.Module):
+    """The second input is not read, nor is what `a` makes: the weights of `b` are zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(2, 4, 3, padding=1)
+        self.b = nn.Conv2d(4, 3, 3, padding=1)
+        nn.init.zeros_(self.b.weight)
+
+    def forward(self, x: Tensor, unused: Tensor) -> Tensor:
+        return self.b(self.a(x))
+
+
+@pytest.mark.parametrize("side", [3, 30])  # channel by channel, and filter by filter
+def test_what_nobody_reads_need_not_be_there(side: int) -> None:
+    model = Deaf().eval()
+    x = torch.randn(2, 2, side, side)
+    with torch.no_grad():
+        assert torch.equal(compile_network(model)(x, torch.randn(2, 1)), model(x, x))
+
+
 class WithUnknown(nn.Module):
     def __init__(self) -> None:
         super().__init__()
