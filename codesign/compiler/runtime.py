@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -60,7 +61,7 @@ class Executable:
         ]
         self._free: list[_Context] = []
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(network.threads - 1) if network.threads > 1 else None
+        self._pools: dict[int, ThreadPoolExecutor] = {}
 
     def __call__(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Outputs for inputs of the graph's shapes, float32."""
@@ -96,8 +97,8 @@ class Executable:
         self(inputs)
         context = self._take()
         found: dict[str, list[float]] = {part_name(part): [] for part in self.network.parts}
-        for _ in range(repeats):
-            for i, parts in enumerate(self.segments):
+        try:
+            for _, (i, parts) in itertools.product(range(repeats), enumerate(self.segments)):
                 for place, part in enumerate(parts):
                     begin = time.perf_counter()
                     if isinstance(part, InTorch):
@@ -105,7 +106,8 @@ class Executable:
                     else:
                         self._native(context.programs[i], place)
                     found[part_name(part)].append(time.perf_counter() - begin)
-        self._give(context)
+        finally:
+            self._give(context)
         return {name: np.array(times) for name, times in found.items()}
 
     def _take(self) -> _Context:
@@ -144,10 +146,18 @@ class Executable:
     def _native(self, programs: Sequence[Bound], stage: int | None = None) -> None:
         """Run a segment, or one stage of it, on all threads."""
         calls = [program.call(stage) for program in programs]
-        waiting = [self._pool.submit(self._program, call.ctypes.data) for call in calls[1:]] if self._pool else []
+        with self._lock:  # all at once: of two callers with half their threads each, both would wait for ever
+            waiting = [self._workers().submit(self._program, call.ctypes.data) for call in calls[1:]]
         self._program(calls[0].ctypes.data)
         for future in waiting:
             future.result()
+
+    def _workers(self) -> ThreadPoolExecutor:
+        """Threads beside the caller's, of this process: a forked one inherits none that runs."""
+        process = os.getpid()
+        if process not in self._pools:
+            self._pools = {process: ThreadPoolExecutor(self.network.threads - 1)}
+        return self._pools[process]
 
     def _interpret(self, context: _Context, layer: Layer) -> None:
         graph = self.network.graph

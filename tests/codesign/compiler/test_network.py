@@ -1,6 +1,12 @@
 """Whole networks: equal to the interpreter, fused where they can be, in as little memory as is alive at once."""
 
+import copy
+import os
+import pickle
+import signal
 import threading
+import time
+from concurrent.futures import Executor, Future
 
 import numpy as np
 import pytest
@@ -254,6 +260,45 @@ def test_several_threads_may_call_at_once() -> None:
     for caller in callers:
         caller.join()
     assert not wrong
+
+
+class Recorder(Executor):
+    """Starts a thread for whatever it is given, slowly, and remembers who gave it."""
+
+    def __init__(self) -> None:
+        self.callers: list[int] = []
+
+    def submit(self, fn, /, *args, **kwargs):  # type: ignore[no-untyped-def]
+        self.callers.append(threading.get_ident())
+        time.sleep(0.002)
+        found: Future[object] = Future()
+        threading.Thread(target=lambda: found.set_result(fn(*args, **kwargs))).start()
+        return found
+
+
+def test_callers_never_share_the_workers_so_that_all_wait() -> None:
+    compiled, x = compile_network(lively("digits_cnn"), threads=3), example_input("digits_cnn")
+    executable = compiled.for_shapes(tuple(x.shape))
+    recorder = Recorder()
+    executable._pools = {os.getpid(): recorder}  # type: ignore[dict-item]
+    callers = [threading.Thread(target=lambda: [compiled(x) for _ in range(5)]) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    pairs = zip(recorder.callers[::2], recorder.callers[1::2], strict=True)
+    assert len(recorder.callers) == 30
+    assert all(first == second for first, second in pairs)
+
+
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    compiled, x = compile_network(lively("digits_cnn"), threads=2), example_input("digits_cnn")
+    expected = compiled(x)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        os._exit(0 if torch.equal(compiled(x), expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_profiles_name_every_part() -> None:
