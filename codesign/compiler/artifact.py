@@ -36,9 +36,11 @@ def save(folder: Path, network: Network, weights: Mapping[str, np.ndarray], tuni
     """Write a compiled network.
 
     Raises:
-        ConfigError: the folder holds other files.
+        ConfigError: the folder holds other files, or is one.
         DataError: the place cannot be written.
     """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder}: is a file, must be a folder; choose another place")
     if folder.exists() and not (folder / PLAN).exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder}: not empty and not a compiled network; choose another folder")
     save_graph(folder / GRAPH, network.graph, weights)

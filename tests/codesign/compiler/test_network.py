@@ -340,6 +340,13 @@ def test_lives_by_hand() -> None:
             ShapeError,
             "input 0 is float64, must be float32",
         ),
+        (
+            lambda c: c(torch.zeros(1, 3, 32, 32, dtype=torch.bfloat16)),
+            ShapeError,
+            "input 0 is bfloat16, must be float32",
+        ),
+        (pickle.dumps, TypeError, r"cannot be copied or pickled; save\(\) keeps it"),
+        (copy.deepcopy, TypeError, r"cannot be copied or pickled; save\(\) keeps it"),
         (lambda c: c(torch.zeros(1, 3, 31, 32)), ShapeError, r"shapes \(1, 3, 31, 32\), the network takes \(1, 3, 32"),
         (lambda c: c(), ShapeError, "inputs have shapes none"),
     ],
@@ -356,3 +363,5 @@ def test_bad_choices_end_in_one_line() -> None:
         compile_network(model, threads=0)
     with pytest.raises(ConfigError, match="unknown instruction set 'neon'"):
         compile_network(model, isa="neon")
+    with pytest.raises(TypeError, match="network is of type int, must be a module, or a graph with its weights"):
+        compile_network(3)  # type: ignore[arg-type]
