@@ -70,7 +70,7 @@ def load(folder: Path) -> tuple[LayerGraph, dict[str, np.ndarray], str, int, dic
         found = plan.get("format") if isinstance(plan, dict) else None
         raise ConfigError(f"{path}: format is {found!r}, this version reads {FORMAT}; compile the network again")
     isa, threads = plan.get("isa"), plan.get("threads")
-    if isa not in ISAS:
+    if not isinstance(isa, str) or isa not in ISAS:
         raise ConfigError(f"{path}: instruction set is {isa!r}, must be one of {', '.join(ISAS)}")
     if isa not in host_isas():
         raise ConfigError(f"{path}: made for {isa}, this machine has {', '.join(host_isas())}; compile it again here")

@@ -243,7 +243,8 @@ class _Plan:
 
     def channel_call(self, shapes: Sequence[Taps], stored: tuple[At, int, At, At], tile: Tile, batch: int) -> Call:
         """Filters computed together, channel after channel."""
-        kernel = ScatterKernel(self.output(tile), self.step.layer.stride, self.shapes(shapes), self.packed.row)
+        stride, row, vectors = self.step.layer.stride, self.packed.row, math.prod(self.tuning.tile)
+        kernel = ScatterKernel(self.output(tile), stride, self.shapes(shapes), row, vectors)
         return Call(kernel, (SCRATCH, SCRATCH + self.packed.size, *self.places(tile, batch), *stored))
 
 

@@ -110,8 +110,9 @@ def test_threads_share_tiles_or_filters(threads: int) -> None:
 
 @pytest.mark.parametrize(
     "tuning",
-    [Tuning((1, 1)), Tuning((3, 2), 2), Tuning((2, 4), 4, 1), Tuning((4, 6), 1, 2), Tuning((3, 2), order="channel")],
-)
+    [Tuning((1, 1)), Tuning((3, 2), 2), Tuning((2, 4), 4, 1), Tuning((4, 6), 1, 2), Tuning((3, 2), order="channel"),
+     Tuning((4, 4), order="channel"), Tuning((9, 5), order="channel")],
+)  # fmt: skip
 def test_no_tuning_changes_the_result(tuning: Tuning) -> None:
     rng = np.random.default_rng(0)
     weight = patterned(8, 6, 0.6, 4, rng)
