@@ -132,7 +132,7 @@ def compile_network(
         LoweringError: the module cannot be lowered.
         TypeError: it is none.
 
-    What is skipped differs from torch in one way: a weight that is zero hides infinities and not-a-numbers of its
+    What is skipped differs from torch in one way: a weight that is zero may hide infinities and not-a-numbers of its
     input, where torch's product of zero and infinity is not a number.
 
     >>> import torch
