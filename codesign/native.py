@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.table import Table
 
+from codesign.compiler.artifact import PLAN
 from codesign.compiler.network import InTorch
 from codesign.show import console
 from codesign.subject import Subject, load_split
@@ -43,11 +44,14 @@ def compile_model(
         ConfigError: wrong words, or nothing is asked for.
     """
     from codesign.compiler import compile_network
+    from codesign.compiler.artifact import check_place
     from codesign.compiler.records import explain as explained
     from workloads.lowering import lower_with_weights
 
     if out is None and not explain:
         raise ConfigError("give --out FOLDER to keep the network, --explain to read what is made of it, or both")
+    if out is not None:
+        check_place(out)
     name, module, example = _module(model, weights, pretrained, shape)
     example = example[:1].repeat(batch, *[1] * (example.dim() - 1))
     begin = time.perf_counter()
@@ -66,6 +70,8 @@ def compile_model(
 
 def _module(model: str, weights: Path | None, pretrained: bool, shape: str | None) -> tuple[str, nn.Module, Tensor]:
     """A finished module with its name and an example input, by what was typed."""
+    if (Path(model) / PLAN).is_file():
+        raise ConfigError(f"{model}: is a compiled network already; give codesign run or codesign bench the folder")
     if not Path(model).is_dir():
         return (model, *Subject.named(model, weights, pretrained, shape).needs_module("compiling"))
     if weights or pretrained or shape:
@@ -96,16 +102,21 @@ def run_model(
 
     if (data is None) == (given is None):
         raise ConfigError("give --data NAME to measure accuracy, or --input FILE.npy to get answers: one of them")
+    if given is not None and (check or images):
+        raise ConfigError("--check and --images go with --data, not with --input")
+    if data is not None and out is not None:
+        raise ConfigError("--out goes with --input, not with --data")
     compiled = load_compiled(folder, threads)
     if data is not None:
         pictures = load_split(compiled.first.network.graph.name, data, "test")
         _accuracy(compiled, pictures.take(images) if images else pictures, check)
     elif given is not None:
         found = compiled(_read(given))
-        answers = found[0] if isinstance(found, tuple) else found
+        answers, *others = found if isinstance(found, tuple) else (found,)
         target = out or given.with_suffix(".out.npy")
-        np.save(target, answers)
-        print(f"{target}: {tuple(answers.shape)}")
+        with target.open("wb") as file:  # NumPy would add .npy to a name
+            np.save(file, answers)
+        print(f"{target}: {tuple(answers.shape)}" + f", the first of {1 + len(others)} outputs" * bool(others))
 
 
 def _accuracy(compiled: Compiled, pictures: Pictures, check: bool) -> None:
@@ -117,6 +128,7 @@ def _accuracy(compiled: Compiled, pictures: Pictures, check: bool) -> None:
     seconds = worst = 0.0
     batches = pictures.batches(BATCH)
     for x, y in shown(batches, "images", -(-len(pictures) // BATCH), enabled=True):
+        compiled.for_shapes(tuple(x.shape))  # code for a new batch is not part of its time
         begin = time.perf_counter()
         answers = np.asarray(compiled(x.numpy()))
         seconds += time.perf_counter() - begin

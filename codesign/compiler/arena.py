@@ -24,12 +24,12 @@ def lives(
 
     Args:
         writes: the buffer that each step writes. reads: those it reads. kept: read by the outside at the end.
-            A buffer that no step writes is there from the start.
+            A buffer that no step writes is there from the start, and so is one that its first writer reads.
     """
     found: dict[str, Life] = {}
     uses = [(i, name) for i, names in enumerate(reads) for name in (*names, writes[i])]
     uses += [(len(writes), name) for name in kept]
-    first = {name: i for i, name in reversed(list(enumerate(writes)))}
+    first = {name: i for i, name in reversed(list(enumerate(writes))) if name not in reads[i]}
     for i, name in uses:
         begin = first.get(name, -1)
         found[name] = Life(begin, max(i, found[name].last if name in found else begin), sizes[name])

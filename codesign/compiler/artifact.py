@@ -36,11 +36,10 @@ def save(folder: Path, network: Network, weights: Mapping[str, np.ndarray], tuni
     """Write a compiled network.
 
     Raises:
-        ConfigError: the folder holds other files.
+        ConfigError: the folder holds other files, or is one.
         DataError: the place cannot be written.
     """
-    if folder.exists() and not (folder / PLAN).exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder}: not empty and not a compiled network; choose another folder")
+    check_place(folder)
     save_graph(folder / GRAPH, network.graph, weights)
     plan = {
         "format": FORMAT,
@@ -51,6 +50,14 @@ def save(folder: Path, network: Network, weights: Mapping[str, np.ndarray], tuni
     }
     write_file(folder / LAYERS, explain(network).encode())
     write_file(folder / PLAN, json.dumps(plan, indent=1).encode())
+
+
+def check_place(folder: Path) -> None:
+    """Refuse a folder that holds something else; errors as `save`."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder}: is a file, must be a folder; choose another place")
+    if folder.exists() and not (folder / PLAN).exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder}: not empty and not a compiled network; choose another folder")
 
 
 def load(folder: Path) -> tuple[LayerGraph, dict[str, np.ndarray], str, int, dict[str, Tuning]]:
@@ -68,7 +75,7 @@ def load(folder: Path) -> tuple[LayerGraph, dict[str, np.ndarray], str, int, dic
         found = plan.get("format") if isinstance(plan, dict) else None
         raise ConfigError(f"{path}: format is {found!r}, this version reads {FORMAT}; compile the network again")
     isa, threads = plan.get("isa"), plan.get("threads")
-    if isa not in ISAS:
+    if not isinstance(isa, str) or isa not in ISAS:
         raise ConfigError(f"{path}: instruction set is {isa!r}, must be one of {', '.join(ISAS)}")
     if isa not in host_isas():
         raise ConfigError(f"{path}: made for {isa}, this machine has {', '.join(host_isas())}; compile it again here")

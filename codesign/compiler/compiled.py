@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading as threads_module
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -43,6 +44,9 @@ class Compiled:
         self._made: dict[Shapes, Executable] = {}
         self._tunings: dict[Shapes, Mapping[str, Tuning]] = {}
         self._lock = threads_module.Lock()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a compiled network is memory of this process and cannot be copied or pickled; save() keeps it")
 
     def __call__(self, *inputs: Arrays) -> Arrays | tuple[Arrays, ...]:
         """What the network answers, of the kind of the first input; a tuple where it has several outputs.
@@ -108,7 +112,7 @@ class Compiled:
 
 def compile_network(
     network: Network,
-    example_inputs: Tensor | Sequence[Tensor] | None = None,
+    example_inputs: Arrays | Sequence[Arrays] | None = None,
     *,
     threads: int = 1,
     isa: str = "",
@@ -126,8 +130,9 @@ def compile_network(
     Raises:
         ConfigError: llvmlite is not installed, or this machine lacks the instruction set.
         LoweringError: the module cannot be lowered.
+        TypeError: it is none.
 
-    What is skipped differs from torch in one way: a weight that is zero hides infinities and not-a-numbers of its
+    What is skipped differs from torch in one way: a weight that is zero may hide infinities and not-a-numbers of its
     input, where torch's product of zero and infinity is not a number.
 
     >>> import torch
@@ -136,9 +141,11 @@ def compile_network(
     >>> compiled(torch.ones(1, 2, 8, 8)).shape
     torch.Size([1, 3, 8, 8])
     """
+    if not isinstance(network, nn.Module | tuple):
+        raise TypeError(f"network is of type {type(network).__name__}, must be a module, or a graph with its weights")
     found = Compiled(network, threads, isa, _tune if tune else None)
     if example_inputs is not None:
-        given = [example_inputs] if isinstance(example_inputs, Tensor) else example_inputs
+        given = [example_inputs] if isinstance(example_inputs, Arrays) else example_inputs
         found.for_shapes(*(tuple(x.shape) for x in given))
     return found
 
@@ -167,10 +174,10 @@ def _tune(graph: LayerGraph, weights: Mapping[str, np.ndarray], isa: Isa) -> dic
 
 
 def _array(place: int, x: Arrays) -> np.ndarray:
-    array = x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
-    if array.dtype != np.float32:
-        raise ShapeError(f"input {place} is {array.dtype}, must be float32; convert it first")
-    return array
+    found = str(x.dtype).removeprefix("torch.") if isinstance(x, Tensor) else str(np.asarray(x).dtype)
+    if found != "float32":
+        raise ShapeError(f"input {place} is {found}, must be float32; convert it first")
+    return x.numpy(force=True) if isinstance(x, Tensor) else np.asarray(x)
 
 
 def _text(shapes: Shapes) -> str:

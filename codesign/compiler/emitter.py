@@ -169,10 +169,20 @@ class Emitter:
         return self.builder.fmul(x, self.same(x, factor))
 
     def exp(self, x: Value) -> Value:
-        """e to the x, within 2e-7 of itself; inputs beyond +-87 count as that. Cephes' expf.
+        """e to the x, within 2e-7 of itself; inputs beyond +-87 count as that."""
+        scale, rest = self._power(x)
+        return self.fma(scale, rest, scale)
 
-        With n the nearest integer to x / ln 2 and r = x - n ln 2: 2**n (1 + r + r**2 p(r)). The nearest integer comes
-        of adding 1.5 * 2**23, whose lowest bits are then n's.
+    def expm1(self, x: Value) -> Value:
+        """e to the x, less one: within 4e-7 of itself, however small; inputs beyond +-87 count as that."""
+        scale, rest = self._power(x)
+        return self.fma(scale, rest, self.builder.fsub(scale, self.same(x, 1.0)))
+
+    def _power(self, x: Value) -> tuple[Value, Value]:
+        """2**n and e**r - 1, whose n ln 2 + r are x. Cephes' expf.
+
+        With n the nearest integer to x / ln 2: e**r - 1 = r + r**2 p(r). The nearest integer comes of adding
+        1.5 * 2**23, whose lowest bits are then n's.
         """
         builder = self.builder
         x = self.clamp(x, -87.0, 87.0)
@@ -184,10 +194,10 @@ class Emitter:
         for coefficient in EXPONENTIAL[1:]:
             p = self.fma(p, r, self.same(x, coefficient))
         whole = ir.VectorType(I32, self.isa.lanes) if x.type == self.vector else I32
-        amount = 23 if whole == I32 else [23] * self.isa.lanes
+        amount, one = ([number] * self.isa.lanes if x.type == self.vector else number for number in (23, 127 << 23))
         bits = builder.shl(builder.bitcast(shifted, whole), ir.Constant(whole, amount))
-        found = self.fma(builder.fmul(r, r), p, builder.fadd(r, self.same(x, 1.0)))
-        return builder.bitcast(builder.add(builder.bitcast(found, whole), bits), x.type)
+        scale = builder.bitcast(builder.add(bits, ir.Constant(whole, one)), x.type)
+        return scale, self.fma(builder.fmul(r, r), p, r)
 
     def log(self, x: Value) -> Value:
         """Of a number, by the C library."""
@@ -266,13 +276,14 @@ def _sigmoid(e: Emitter, x: Value) -> Value:
 
 
 def _tanh(e: Emitter, x: Value) -> Value:
-    """2 / (1 + exp(-2 x)) - 1: within 2e-7 of the answer, not of its size."""
-    return e.builder.fsub(e.times(_sigmoid(e, e.times(x, 2.0)), 2.0), e.same(x, 1.0))
+    """With y = exp(2 x) - 1: y / (y + 2)."""
+    y = e.expm1(e.times(x, 2.0))
+    return e.builder.fdiv(y, e.builder.fadd(y, e.same(x, 2.0)))
 
 
 def _elu(e: Emitter, x: Value, alpha: float) -> Value:
     is_negative = e.builder.fcmp_ordered("<", x, e.same(x, 0.0))
-    return e.builder.select(is_negative, e.times(e.builder.fsub(e.exp(x), e.same(x, 1.0)), alpha), x)
+    return e.builder.select(is_negative, e.times(e.expm1(x), alpha), x)
 
 
 def _gelu(e: Emitter, x: Value, approximate: str) -> Value:

@@ -48,11 +48,6 @@ def text_bytes(kernels: Iterable[Kernel], isa: Isa) -> int:
     return sum(section.size() for section in sections if section.is_text())
 
 
-def listing(kernel: Kernel, isa: Isa) -> str:
-    """A kernel in assembly language, to be read."""
-    return str(target_machine(isa).emit_assembly(_module([kernel], isa)))
-
-
 def _module(kernels: Iterable[Kernel], isa: Isa) -> Any:
     from llvmlite import ir
 

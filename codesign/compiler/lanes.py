@@ -15,7 +15,7 @@ import numpy as np
 from codesign.compiler.kernels.elementwise import ElementwiseKernel
 from codesign.compiler.kernels.lanes import LanesKernel
 from codesign.compiler.kernels.pack import GatherKernel
-from codesign.compiler.layout import FLOAT_BYTES, plain
+from codesign.compiler.layout import FLOAT_BYTES, offsets32, plain
 from codesign.compiler.packed import SCRATCH
 from codesign.compiler.plan import Context, Tuning
 from codesign.compiler.program import At, Call, Space, Work
@@ -80,7 +80,7 @@ def plan_lanes(
     shapes = tuple(tuple((y * dy, x * dx) for y, x in taps) for taps in groups.shapes)
 
     source, out = context.places[step.inputs[0]], context.places[step.output]
-    planes = context.data.add((channels * source.plane).astype(np.int32))
+    planes = context.data.add(offsets32(channels * source.plane))
     each = p * q * size * FLOAT_BYTES  # of a group's sums
     sums = At(Space.SCRATCH, plane * len(channels))
     staged = sums + each * len(members)
@@ -131,13 +131,13 @@ def _spread(
     pixels = gather_table(
         plain(layer.p, layer.q), out.layout, (1, 1, layer.p, layer.q), Window((1, 1)), Tile(0, 0, out.layout.block), 0
     )
-    table = np.where(pixels >= 0, pixels * size, -1).astype(np.int32)
+    table = offsets32(np.where(pixels >= 0, pixels.astype(np.int64) * size, -1))
     begin = int(filters[0])
     assert len(filters) == int(filters[-1]) + 1 - begin, "filters of a thread are neighbours"
     target = out.batch(n) + begin * out.plane
     to = target if step.residual is None else staged
     constants = (
-        context.data.add(planes[filters].astype(np.int32)),
+        context.data.add(offsets32(planes[filters])),
         out.plane,
         context.data.add(table),
         table.size // lanes,

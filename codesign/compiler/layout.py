@@ -22,7 +22,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from workloads.errors import ShapeError
+
 FLOAT_BYTES = 4
+MAX_OFFSET = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,18 @@ class Layout:
         n, c, h, w = shape
         i, y, x = (axis[:, None] for axis in np.meshgrid(*map(np.arange, (n, h, w)), indexing="ij"))
         return self.offset(c, i, y, x) + (np.arange(c) * self.plane)[:, None, None]
+
+
+def offsets32(values: np.ndarray) -> np.ndarray:
+    """Distances in bytes as kernels read them: int32.
+
+    Raises:
+        ShapeError: one does not fit.
+    """
+    if values.size and (farthest := int(values.max())) > MAX_OFFSET:
+        raise ShapeError(f"reads or writes {farthest} bytes behind a start, compiled code reaches {MAX_OFFSET}; "
+                         f"give smaller maps or batches")  # fmt: skip
+    return values.astype(np.int32)
 
 
 def _four(shape: tuple[int, ...]) -> tuple[int, int, int, int]:

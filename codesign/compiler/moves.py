@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from codesign.compiler.kernels.pack import GatherKernel
-from codesign.compiler.layout import FLOAT_BYTES
+from codesign.compiler.layout import FLOAT_BYTES, offsets32
 from codesign.compiler.plan import Context, Place
 from codesign.compiler.program import Call, Stage, Work
 from codesign.compiler.tiles import Tile, Window, gather_table
@@ -21,7 +21,7 @@ def plan_move(
     """
     window = Window((1, 1), stride)
     layout, vector = out.layout, context.isa.lanes * FLOAT_BYTES
-    planes = context.data.add(((start + np.arange(out.shape[1])) * source.plane).astype(np.int32))
+    planes = context.data.add(offsets32((start + np.arange(out.shape[1])) * source.plane))
     works = []
     for batch in range(out.passes):
         table = gather_table(source.layout, layout, source.shape, window, Tile(0, 0, layout.block), batch)

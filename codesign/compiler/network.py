@@ -23,6 +23,7 @@ from codesign.compiler.plan import Context, Place, Shape, Tuning, as_image, plai
 from codesign.compiler.program import At, Data, Space, Stage
 from codesign.compiler.records import layout_text
 from codesign.compiler.steps import Residual, Step, steps_of, without_pool
+from workloads.errors import ShapeError
 from workloads.graph import Layer, LayerGraph, Op
 from workloads.verify import verify_weights
 
@@ -174,7 +175,8 @@ class _Layouts:
         """The tensor in a layout: itself, or a copy that is made once."""
         if self.layouts[name] == layout:
             return name
-        output = f"{name}@{layout.grid[0]}x{layout.grid[1]}" if not layout.is_plain else f"{name}@plain"
+        blocks = "x".join(map(str, (layout.samples, *layout.grid, *layout.block)))
+        output = f"{name}@{'plain' if layout.is_plain else blocks}"
         if output not in self.layouts:
             self.order.append(Move(name, output))
             self.layouts[output], self.shapes[output] = layout, self.shapes[name]
@@ -274,10 +276,19 @@ def _read(item: Step | Move | InTorch) -> Sequence[str]:
 def _plan(item: Step | Move | InTorch, context: Context) -> Stage | InTorch:
     if isinstance(item, InTorch):
         return item
-    if isinstance(item, Move):
-        source, out = context.places[item.source], context.places[item.output]
-        stage = plan_move(item.output, context, source, out, item.stride, item.start)
-        return replace(stage, record={"op": "move", "layout": {"output": layout_text(out.layout)}})
+    try:
+        return _plan_move(item, context) if isinstance(item, Move) else _plan_step(item, context)
+    except ShapeError as error:
+        raise ShapeError(f"{item.output!r}: {error}") from error
+
+
+def _plan_move(item: Move, context: Context) -> Stage:
+    source, out = context.places[item.source], context.places[item.output]
+    stage = plan_move(item.output, context, source, out, item.stride, item.start)
+    return replace(stage, record={"op": "move", "layout": {"output": layout_text(out.layout)}})
+
+
+def _plan_step(item: Step, context: Context) -> Stage:
     stage = operators()[item.layer.op].plan(item, context)
     return replace(stage, record={**_record(item, context), **stage.record})
 

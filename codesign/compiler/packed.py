@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from codesign.compiler.kernels.pack import GatherKernel, PackKernel
-from codesign.compiler.layout import FLOAT_BYTES, Layout
+from codesign.compiler.layout import FLOAT_BYTES, Layout, offsets32
 from codesign.compiler.plan import Context, Place
 from codesign.compiler.program import At, Call, Space
 from codesign.compiler.tiles import Tile, Window, cut, gather_table, shift_moves
@@ -48,7 +48,7 @@ class Packed:
     ) -> Packed:
         """Tiles of at most some size; `channels` by default all."""
         channels = np.arange(source.shape[1]) if channels is None else channels
-        planes = context.data.add((channels * source.plane).astype(np.int32))
+        planes = context.data.add(offsets32(channels * source.plane))
         tiles = tuple(cut(out.block, tile, multiple))
         sizes = [window.footprint(part.size) for part in tiles]
         row = max(columns for _, columns in sizes)

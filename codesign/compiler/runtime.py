@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import itertools
 import mmap
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -80,8 +81,8 @@ class Executable:
             list(parts) for _, parts in itertools.groupby(network.parts, key=lambda part: isinstance(part, InTorch))
         ]
         self._free: list[_Context] = []
-        self._lock, self._pool_lock = threading.Lock(), threading.Lock()
-        self._pool = ThreadPoolExecutor(network.threads - 1) if network.threads > 1 else None
+        self._lock = threading.Lock()
+        self._pools: dict[int, ThreadPoolExecutor] = {}
 
     def __call__(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Outputs for inputs of the graph's shapes, float32."""
@@ -90,7 +91,8 @@ class Executable:
             for layer, x in zip(self.network.graph.inputs, inputs, strict=True):
                 if x.shape != layer.shape:
                     raise ShapeError(f"input {layer.name!r} has shape {x.shape}, must be {layer.shape}")
-                np.copyto(context.views[layer.name], x)
+                if layer.name in context.views:  # else nobody reads it
+                    np.copyto(context.views[layer.name], x)
             self.run(context)
             return [context.views[name].copy() for name in self.network.graph.outputs]
         finally:
@@ -113,8 +115,8 @@ class Executable:
         self(inputs)
         context = self._take()
         found: dict[str, list[float]] = {part_name(part): [] for part in self.network.parts}
-        for _ in range(repeats):
-            for i, parts in enumerate(self.segments):
+        try:
+            for _, (i, parts) in itertools.product(range(repeats), enumerate(self.segments)):
                 for place, part in enumerate(parts):
                     begin = time.perf_counter()
                     if isinstance(part, InTorch):
@@ -122,7 +124,8 @@ class Executable:
                     else:
                         self._native([program.call(place) for program in context.programs[i]])
                     found[part_name(part)].append(time.perf_counter() - begin)
-        self._give(context)
+        finally:
+            self._give(context)
         return {name: np.array(times) for name, times in found.items()}
 
     def _take(self) -> _Context:
@@ -155,7 +158,8 @@ class Executable:
         calls = [[program.call() for program in bound] for bound in programs]
         context = _Context(arena, shared, scratch, programs, calls, {})
         for layer in network.graph.inputs:
-            context.views[layer.name] = self._view(context, layer.name, layer.shape)
+            if layer.name in network.places:
+                context.views[layer.name] = self._view(context, layer.name, layer.shape)
         for name in network.graph.outputs:
             context.views[name] = self._view(context, self._plain(name), network.graph[name].shape)
         for layer in network.graph.layers:
@@ -164,15 +168,22 @@ class Executable:
         return context
 
     def _native(self, calls: Sequence[np.ndarray]) -> None:
-        """Run each thread's calls. One caller at a time has the pool: threads of two would wait for each other."""
-        if self._pool is None:
+        """Run each thread's calls."""
+        if len(calls) == 1:
             self._program(calls[0].ctypes.data)
             return
-        with self._pool_lock:
-            waiting = [self._pool.submit(self._program, call.ctypes.data) for call in calls[1:]]
-            self._program(calls[0].ctypes.data)
-            for future in waiting:
-                future.result()
+        with self._lock:  # all at once: of two callers with half their threads each, both would wait for ever
+            waiting = [self._workers().submit(self._program, call.ctypes.data) for call in calls[1:]]
+        self._program(calls[0].ctypes.data)
+        for future in waiting:
+            future.result()
+
+    def _workers(self) -> ThreadPoolExecutor:
+        """Threads beside the caller's, of this process: a forked one inherits none that runs."""
+        process = os.getpid()
+        if process not in self._pools:
+            self._pools = {process: ThreadPoolExecutor(self.network.threads - 1)}
+        return self._pools[process]
 
     def _interpret(self, context: _Context, layer: Layer) -> None:
         graph = self.network.graph

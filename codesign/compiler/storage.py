@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from codesign.compiler.kernels.outputs import Taps
-from codesign.compiler.layout import FLOAT_BYTES
+from codesign.compiler.layout import FLOAT_BYTES, offsets32
 
 MAX_TAPS = 9
 """Of one kernel in the stream: more weights do not fit the registers beside a tile."""
@@ -236,7 +236,7 @@ def encode_group(kernels: Kernels, bias: np.ndarray, packing: Packing, members: 
     ends = np.cumsum(words)
     stream = np.zeros(int(ends[-1]) if len(ends) else 0, np.int32)
     begin = ends - words
-    stream[begin] = packing.inputs(kernels, rows)
+    stream[begin] = offsets32(packing.inputs(kernels, rows))
     values = stream.view(np.float32)
     for i, length in enumerate(taps):
         here = np.flatnonzero(shape == i)
@@ -251,7 +251,7 @@ def encode_group(kernels: Kernels, bias: np.ndarray, packing: Packing, members: 
     np.add.at(counts, (group, shape), 1)
     integers = [start[:, None], counts, members * packing.out_plane, packing.residuals(members)]
     biases = bias[members].astype(np.float32).view(np.int32)
-    headers = np.concatenate([np.concatenate(integers, axis=1).astype(np.int32), biases], axis=1)
+    headers = np.concatenate([offsets32(np.concatenate(integers, axis=1)), biases], axis=1)
     return FilterGroups(size, shapes, np.ascontiguousarray(headers), stream, counts.sum(axis=1))
 
 
@@ -284,7 +284,7 @@ def encode_runs(kernels: Kernels, bias: np.ndarray, packing: Packing, filters: n
     ends = np.cumsum(words)
     stream = np.zeros(int(ends[-1]) if len(ends) else 0, np.int32)
     runs = (ends - words)[is_first]
-    stream[runs] = packing.inputs(kernels, rows[is_first])
+    stream[runs] = offsets32(packing.inputs(kernels, rows[is_first]))
     stream[runs + 1] = np.diff([*np.flatnonzero(is_first), len(rows)])
     own = ends - taps - 1
     stream[own] = np.searchsorted(filters, kernels.filter[rows]) * size
@@ -292,8 +292,6 @@ def encode_runs(kernels: Kernels, bias: np.ndarray, packing: Packing, filters: n
         here = taps == length
         stream.view(np.float32)[own[here, None] + 1 + np.arange(length)] = kernels.weights[rows[here], :length]
     integers = [filters * packing.out_plane, packing.residuals(filters)]
-    headers = np.stack(
-        [*(part.astype(np.int32) for part in integers), bias[filters].astype(np.float32).view(np.int32)], 1
-    )
+    headers = np.stack([*(offsets32(part) for part in integers), bias[filters].astype(np.float32).view(np.int32)], 1)
     counts = np.bincount(keys[0, is_first], minlength=len(kernels.shapes)).astype(np.int32)
     return FilterRuns(kernels.shapes, np.ascontiguousarray(headers), counts, stream, len(rows))

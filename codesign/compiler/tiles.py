@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from codesign.compiler.kernels.pack import Move
-from codesign.compiler.layout import FLOAT_BYTES, Layout
+from codesign.compiler.layout import FLOAT_BYTES, Layout, offsets32
 
 
 @dataclass(frozen=True)
@@ -131,4 +131,4 @@ def gather_table(
     n = np.broadcast_to(batch * out.samples + sample, y.shape)
     is_inside = (sample < out.samples) & (n < shape[0]) & (y >= 0) & (y < shape[2]) & (x >= 0) & (x < shape[3])
     inside = [np.where(is_inside, axis, 0) for axis in (n, y, x)]
-    return np.where(is_inside, source.offset(shape[1], *inside) * FLOAT_BYTES, -1).astype(np.int32)
+    return offsets32(np.where(is_inside, source.offset(shape[1], *inside) * FLOAT_BYTES, -1))

@@ -9,6 +9,7 @@ with such a layer does not measure it again.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import json
@@ -32,6 +33,7 @@ from codesign.compiler.runtime import aligned
 from codesign.compiler.steps import Step
 from codesign.compiler.storage import Kernels
 from pruning.progress import shown
+from workloads.errors import DataError
 from workloads.graph import LayerGraph, Op
 from workloads.store import read_json, write_file
 
@@ -61,9 +63,9 @@ class Cache:
     def keep(self, key: str, tuning: Tuning) -> None:
         self.found[key] = tuning
         if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             rows = {name: asdict(each) for name, each in sorted(self.found.items())}
-            write_file(self.path, json.dumps(rows, indent=1).encode())
+            with contextlib.suppress(DataError):  # a place that cannot be written: measured anew next time
+                write_file(self.path, json.dumps(rows, indent=1).encode())
 
 
 def default_cache() -> Path:

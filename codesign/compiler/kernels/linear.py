@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from codesign.compiler.kernels import Kernel
+from codesign.compiler.layout import FLOAT_BYTES
 
 if TYPE_CHECKING:
     from codesign.compiler.emitter import Emitter, Value
-
-from codesign.compiler.layout import FLOAT_BYTES
 
 
 @dataclass(frozen=True)

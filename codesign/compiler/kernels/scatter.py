@@ -29,19 +29,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ScatterKernel(Kernel):
-    """One tile's code, for so many filters; fields as those of `ConvolutionKernel`."""
+    """One tile's code, for so many filters; fields as those of `ConvolutionKernel`.
+
+    Attributes:
+        vectors: from one filter's sums to the next: the stream counts them so for all tiles, small ones too.
+    """
 
     output: Output
     stride: tuple[int, int]
     shapes: tuple[Taps, ...]
     row: int
+    vectors: int
     ARGUMENTS = ("packed", "sums", "out", "residual", "headers", "filters", "counts", "stream")
     header_bytes = 12
 
     def emit(self, e: Emitter) -> None:
         headers, filters, sums = e.pointer("headers"), e.count("filters"), e.pointer("sums")
         outputs = range(len(self.output.pixels))
-        size = len(outputs) * e.vector_bytes
+        size = self.vectors * e.vector_bytes
 
         def begin(_: Value, carried: list[Value]) -> list[Value]:
             header, place = carried

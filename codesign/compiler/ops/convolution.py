@@ -28,10 +28,11 @@ from codesign.compiler.packed import SCRATCH, Packed
 from codesign.compiler.plan import Context, Shape, Tuning
 from codesign.compiler.program import At, Call, Space, Stage, Work
 from codesign.compiler.steps import Step
-from codesign.compiler.storage import FilterGroups, Kernels, Packing, encode, encode_runs, find_kernels
+from codesign.compiler.storage import MAX_TAPS, FilterGroups, Kernels, Packing, encode, encode_runs, find_kernels
 from codesign.compiler.tiles import Tile, Window, cut
 from workloads.graph import Layer, Op
 
+STORED = {"filter": "FKW", "channel": "runs of kernels by channel", "lanes": "FKW, groups of filters in lanes"}
 FAR = 0.3
 ROW = 20
 """Cycles, both; as the registers' price, read off measured layers of VGG-16 by the eye. Tuning measures instead."""
@@ -182,7 +183,7 @@ def _record(step: Step, kernels: Kernels, tuning: Tuning, tiles: int, computed: 
             "input_channels_read": len(np.unique(kernels.channel)),
             "filters_computed": layer.k if computed is None else computed,
         },
-        "storage": {"layout": "FKW", "bytes": int(len(kernels.filter) + kernels.taps) * FLOAT_BYTES},
+        "storage": {"layout": STORED[tuning.order], "bytes": int(len(kernels.filter) + kernels.taps) * FLOAT_BYTES},
         "tuning": {
             "order": tuning.order,
             "tile": list(tuning.tile),
@@ -267,7 +268,8 @@ class _Plan:
 
     def channel_call(self, shapes: Sequence[Taps], stored: tuple[At, int, At, At], tile: Tile, batch: int) -> Call:
         """Filters computed together, channel after channel."""
-        kernel = ScatterKernel(self.output(tile), self.step.layer.stride, self.shapes(shapes), self.packed.row)
+        stride, row, vectors = self.step.layer.stride, self.packed.row, math.prod(self.tuning.tile)
+        kernel = ScatterKernel(self.output(tile), stride, self.shapes(shapes), row, vectors)
         return Call(kernel, (SCRATCH, SCRATCH + self.packed.size, *self.places(tile, batch), *stored))
 
 
@@ -276,7 +278,8 @@ def _by_filter(plan: _Plan, parts: int) -> Iterator[_Share]:
     data = plan.context.data
     plan.context.need_scratch(plan.packed.size)
     groups = list(encode(plan.kernels, plan.bias, plan.packing, plan.read, plan.tuning.filters))
-    stored = [(data.add(part.headers), data.add(part.stream)) for part in groups]
+    ahead = np.zeros(plan.tuning.ahead * (1 + MAX_TAPS * plan.tuning.filters), np.int32)  # so far prefetching reads
+    stored = [(data.add(part.headers), data.add(np.append(part.stream, ahead))) for part in groups]
     for i in range(parts):
         share = _Share(0, [])
         for part, places in zip(groups, stored, strict=True):
@@ -295,6 +298,8 @@ def _by_filter(plan: _Plan, parts: int) -> Iterator[_Share]:
 def _by_channel(plan: _Plan, parts: int) -> Iterator[_Share]:
     """Neighbouring filters in blocks whose sums stay in the nearest cache, dealt to so many parts."""
     data, filters = plan.context.data, len(plan.read)
+    if not filters:
+        return
     size = math.prod(plan.tuning.tile) * plan.vector
     blocks = -(-filters // max(1, SUMS_BYTES // size))
     blocks = min(-(-blocks // parts) * parts, filters)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from codesign.compiler.kernels.elementwise import ElementwiseKernel
 from codesign.compiler.layout import FLOAT_BYTES, Layout, best_layout
 from codesign.compiler.ops import Operator
-from codesign.compiler.plan import Context, Shape
+from codesign.compiler.plan import Context, Shape, as_image
 from codesign.compiler.program import Call, Stage, Work
 from codesign.compiler.steps import Step
 from workloads.graph import Op
@@ -39,8 +39,9 @@ def _always(step: Step, sources: Sequence[Shape]) -> bool:
 
 
 def _is_pair(step: Step, sources: Sequence[Shape]) -> bool:
-    """Whether two tensors of one shape are added, subtracted or multiplied."""
-    return len(sources) == 2 and sources[0] == sources[1] and step.layer.attributes["kind"] != "div"
+    """Whether two tensors of one shape, which is then the output's, are added, subtracted or multiplied."""
+    shapes = {*sources, as_image(step.layer.shape)}
+    return len(sources) == 2 and len(shapes) == 1 and step.layer.attributes["kind"] != "div"
 
 
 def _plan_pair(step: Step, context: Context) -> Stage:

@@ -87,6 +87,7 @@ def damage_weights(folder: Path) -> None:
         (lambda folder: (folder / "plan.json").write_text("{"), "plan.json: not JSON"),
         (change("format", 2), "format is 2, this version reads 1"),
         (change("isa", "neon"), "instruction set is 'neon'"),
+        (change("isa", ["avx2"]), r"instruction set is \['avx2'\], must be one of"),
         (change("threads", 0), "threads is 0, must be an integer >= 1"),
         (change("tunings", {"a": {"tile": [1]}}), "tunings cannot be read"),
         (change("tunings", 3), "tunings cannot be read"),
@@ -114,6 +115,8 @@ def test_other_folders_are_left_alone(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(ConfigError, match="not empty and not a compiled network"):
         load_compiled(folder).save(tmp_path)
+    with pytest.raises(ConfigError, match=r"mine.txt: is a file, must be a folder; choose another place"):
+        load_compiled(folder).save(tmp_path / "mine.txt")
     load_compiled(folder).save(folder)  # over itself
 
 
@@ -130,6 +133,8 @@ def test_the_commands(folder: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", x)
     found = runner.invoke(app, ["run", str(out), "--input", str(tmp_path / "x.npy")])
     assert np.array_equal(np.load(tmp_path / "x.out.npy"), load_compiled(out)(x))
+    found = runner.invoke(app, ["run", str(out), "--input", str(tmp_path / "x.npy"), "--out", str(tmp_path / "y.txt")])
+    assert np.array_equal(np.load(tmp_path / "y.txt"), load_compiled(out)(x))
     found = runner.invoke(app, ["bench", str(out), "--repeats", "3", "--layers"])
     assert found.exit_code == 0, found.output
     assert "3 calls" in found.output
@@ -144,7 +149,9 @@ def test_the_commands(folder: Path, tmp_path: Path) -> None:
         (["run", "FOLDER", "--data", "cifar10"], "digits_cnn takes"),
         (["run", "FOLDER", "--input", "missing.npy"], "missing.npy: cannot be read as an array"),
         (["bench", "nowhere"], "nowhere: holds no compiled network"),
-        (["compile", "FOLDER", "--explain"], "config.json: cannot be read"),
+        (["run", "FOLDER", "--input", "x.npy", "--check"], "--check and --images go with --data, not with --input"),
+        (["run", "FOLDER", "--data", "digits", "--out", "y.npy"], "--out goes with --input, not with --data"),
+        (["compile", "FOLDER", "--explain"], "is a compiled network already; give codesign run or codesign bench"),
     ],
 )
 def test_bad_words_end_in_one_line(folder: Path, words: list[str], message: str) -> None:

@@ -38,5 +38,14 @@ def test_activations_equal_torch(text: str, isa: str) -> None:
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_what_is_not_a_number_stays_so(text: str) -> None:
-    x = np.array([[np.nan, 1.0, np.nan]], np.float32)
-    assert np.isnan(compile_network((graph(text, 3), {}))(x)).tolist() == [[True, False, True]]
+    x = np.array([[0x7FC00000, 0x3F800000, 0xFF800001, 0x7FC12345]], np.uint32).view(np.float32)
+    assert np.isnan(compile_network((graph(text, 4), {}))(x)).tolist() == [[True, False, True, True]]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_small_inputs_keep_their_digits(text: str) -> None:
+    """Not of tiny ones alone do errors have to be small beside the largest number."""
+    x = np.linspace(-1e-4, 1e-4, 200, dtype=np.float32)[None]
+    found = compile_network((graph(text, x.shape[1]), {}))(x)
+    expected = activate(torch.from_numpy(x), text).numpy()
+    assert np.abs(found - expected).max() <= 1e-6 * np.abs(expected).max()

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from codesign.compiler.layout import FLOAT_BYTES, Layout, best_layout, plain, tiled
 from codesign.compiler.tiles import Tile, Window, cut, gather_table, shift_moves
+from workloads.errors import ShapeError
 
+HUGE = 40_000  # pixels a side of a map of 6 GB
 SIDES = st.integers(1, 13)
 
 
@@ -110,3 +112,16 @@ def test_other_blocks_have_no_moves() -> None:
     window = Window((3, 3), padding=(1, 1))
     a, b = tiled(16, 1, 28, 28, (4, 4)), tiled(16, 1, 28, 28, (2, 7))
     assert shift_moves(a, b, (28, 28), window, Tile(0, 0, (2, 2)), 4) is None
+
+
+@pytest.mark.parametrize(("row", "fits"), [(100, True), (HUGE - 1, False)])
+def test_no_table_wraps_around(row: int, fits: bool) -> None:
+    def table() -> np.ndarray:
+        out = tiled(4, 1, HUGE, HUGE, (1, 1))
+        return gather_table(plain(HUGE, HUGE), out, (1, 1, HUGE, HUGE), Window((1, 1)), Tile(row, 0, (1, 1)), 0)
+
+    if fits:
+        assert table()[0, 0] == row * HUGE * FLOAT_BYTES
+    else:
+        with pytest.raises(ShapeError, match="compiled code reaches 2147483647; give smaller maps or batches"):
+            table()

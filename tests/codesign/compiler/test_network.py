@@ -1,6 +1,12 @@
 """Whole networks: equal to the interpreter, fused where they can be, in as little memory as is alive at once."""
 
+import copy
+import os
+import pickle
+import signal
 import threading
+import time
+from concurrent.futures import Executor, Future
 
 import numpy as np
 import pytest
@@ -143,6 +149,81 @@ def test_odd_networks(side: int) -> None:
     check(Oddities().eval(), torch.randn(2, 3, side, side))
 
 
+class Renamed(nn.Module):
+    """An input that is read as features long after a convolution has read it as a map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.linear = nn.Linear(144, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.linear(self.conv(self.conv(self.conv(x))).flatten(1)), torch.relu(x.flatten(1))
+
+
+@pytest.mark.parametrize("isa", host_isas())
+def test_an_input_that_is_renamed_later_keeps_its_memory(isa: str) -> None:
+    check(Renamed().eval(), torch.randn(1, 4, 6, 6), isa)
+
+
+def test_a_buffer_that_is_only_renamed_is_there_from_the_start() -> None:
+    found = lives(["a", "x"], [["x"], ["x"]], dict.fromkeys("xa", 1), ["a"])
+    assert (found["x"].first, found["x"].last) == (-1, 1)
+
+
+class TwoLayouts(nn.Module):
+    """`z` is wanted in two layouts that have one grid and other blocks: 17 pixels and 15 in four lanes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.same = nn.Conv1d(4, 4, 3, padding=1)
+        self.smaller = nn.Conv1d(4, 4, 3)
+
+    def forward(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.smaller(self.same(x)) * z, self.same(z) * z
+
+
+def test_a_tensor_can_be_moved_to_two_layouts_of_one_grid() -> None:
+    x, z = torch.randn(1, 4, 17), torch.randn(1, 4, 15)
+    graph, weights = lower_with_weights(TwoLayouts().eval(), [x, z])
+    for isa in host_isas():
+        found = compile_network((graph, weights), isa=isa)(x.numpy(), z.numpy())
+        for mine, theirs in zip(found, run(graph, weights, x, z), strict=True):
+            assert np.abs(mine - theirs).max() <= 1e-5 * np.abs(theirs).max()
+
+
+class Sum(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+
+@pytest.mark.parametrize("shapes", [((2, 3), (2, 3, 1, 1)), ((3, 1), (3,)), ((2, 2, 2), (2, 2, 2, 1))])
+def test_sums_that_broadcast_are_those_of_torch(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    x, y = (torch.randn(shape) for shape in shapes)
+    assert torch.equal(compile_network(Sum())(x, y), x + y)
+
+
+class Deaf(nn.Module):
+    """The second input is not read, nor is what `a` makes: the weights of `b` are zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(2, 4, 3, padding=1)
+        self.b = nn.Conv2d(4, 3, 3, padding=1)
+        nn.init.zeros_(self.b.weight)
+
+    def forward(self, x: Tensor, unused: Tensor) -> Tensor:
+        return self.b(self.a(x))
+
+
+@pytest.mark.parametrize("side", [3, 30])  # channel by channel, and filter by filter
+def test_what_nobody_reads_need_not_be_there(side: int) -> None:
+    model = Deaf().eval()
+    x = torch.randn(2, 2, side, side)
+    with torch.no_grad():
+        assert torch.equal(compile_network(model)(x, torch.randn(2, 1)), model(x, x))
+
+
 class WithUnknown(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -205,6 +286,45 @@ def test_several_threads_may_call_at_once(threads: int) -> None:
     assert not wrong
 
 
+class Recorder(Executor):
+    """Starts a thread for whatever it is given, slowly, and remembers who gave it."""
+
+    def __init__(self) -> None:
+        self.callers: list[int] = []
+
+    def submit(self, fn, /, *args, **kwargs):  # type: ignore[no-untyped-def]
+        self.callers.append(threading.get_ident())
+        time.sleep(0.002)
+        found: Future[object] = Future()
+        threading.Thread(target=lambda: found.set_result(fn(*args, **kwargs))).start()
+        return found
+
+
+def test_callers_never_share_the_workers_so_that_all_wait() -> None:
+    compiled, x = compile_network(lively("digits_cnn"), threads=3), example_input("digits_cnn")
+    executable = compiled.for_shapes(tuple(x.shape))
+    recorder = Recorder()
+    executable._pools = {os.getpid(): recorder}  # type: ignore[dict-item]
+    callers = [threading.Thread(target=lambda: [compiled(x) for _ in range(5)]) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    pairs = zip(recorder.callers[::2], recorder.callers[1::2], strict=True)
+    assert len(recorder.callers) == 30
+    assert all(first == second for first, second in pairs)
+
+
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    compiled, x = compile_network(lively("digits_cnn"), threads=2), example_input("digits_cnn")
+    expected = compiled(x)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        os._exit(0 if torch.equal(compiled(x), expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
 def test_profiles_name_every_part() -> None:
     model, x = WithUnknown().eval(), torch.randn(1, 2, 9, 9)
     for threads in (1, 2):
@@ -244,6 +364,13 @@ def test_lives_by_hand() -> None:
             ShapeError,
             "input 0 is float64, must be float32",
         ),
+        (
+            lambda c: c(torch.zeros(1, 3, 32, 32, dtype=torch.bfloat16)),
+            ShapeError,
+            "input 0 is bfloat16, must be float32",
+        ),
+        (pickle.dumps, TypeError, r"cannot be copied or pickled; save\(\) keeps it"),
+        (copy.deepcopy, TypeError, r"cannot be copied or pickled; save\(\) keeps it"),
         (lambda c: c(torch.zeros(1, 3, 31, 32)), ShapeError, r"shapes \(1, 3, 31, 32\), the network takes \(1, 3, 32"),
         (lambda c: c(), ShapeError, "inputs have shapes none"),
     ],
@@ -260,3 +387,5 @@ def test_bad_choices_end_in_one_line() -> None:
         compile_network(model, threads=0)
     with pytest.raises(ConfigError, match="unknown instruction set 'neon'"):
         compile_network(model, isa="neon")
+    with pytest.raises(TypeError, match="network is of type int, must be a module, or a graph with its weights"):
+        compile_network(3)  # type: ignore[arg-type]

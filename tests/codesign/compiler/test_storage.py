@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codesign.compiler.storage import MAX_SHAPES, Kernels, Packing, encode, find_kernels
+from codesign.compiler.storage import MAX_SHAPES, Kernels, Packing, encode, encode_runs, find_kernels
+from workloads.errors import ShapeError
 
 SQUARES = np.array([[1, 1, 0, 1, 1, 0, 0, 0, 0], [0, 1, 1, 0, 1, 1, 0, 0, 0]], bool).reshape(2, 3, 3)
 CROSS = np.array([0, 1, 0, 1, 1, 1, 0, 0, 0], bool).reshape(3, 3)
@@ -123,3 +124,15 @@ def test_words_of_a_group_by_hand() -> None:
     start, count, *rest = group.headers[0].tolist()
     assert (start, count, rest[:2], rest[2:4]) == (0, 1, [0, 100], [-1, 0])  # filter 1 reads residual channel 0
     assert group.headers[0, 6:].view(np.float32).tolist() == [5, 6]
+
+
+@pytest.mark.parametrize(
+    "packing", [Packing(2**30, 64, 4, 4), Packing(64, 16, 4, 2**30), Packing(1, 1, 1, 1, 2**30, 0, 4)]
+)
+def test_no_offset_wraps_around(packing: Packing) -> None:
+    """Channel 3 of the input, filter 3 of the output, channel 3 of the residual: each 3 GiB behind its start."""
+    kernels, bias, filters = find_kernels(np.ones((4, 4, 1, 1))), np.zeros(4, np.float32), np.arange(4)
+    with pytest.raises(ShapeError, match="3221225472 bytes behind a start, compiled code reaches 2147483647"):
+        list(encode(kernels, bias, packing, filters, 1))
+    with pytest.raises(ShapeError, match="3221225472 bytes behind a start, compiled code reaches 2147483647"):
+        encode_runs(kernels, bias, packing, filters, 64)

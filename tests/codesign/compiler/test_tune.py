@@ -75,3 +75,10 @@ def test_tunings_survive_json(tmp_path: Path) -> None:
     assert Cache.load(tmp_path / "tunings.json").found == {"a": Tuning((2, 3), 4, 1, "channel")}
     with pytest.raises(ValueError, match="not a tuning"):
         tuning_of({"tile": [1, 1], "filters": 1, "ahead": 0, "order": "row"})
+
+
+def test_a_memory_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    cache = Cache(tmp_path / "file" / "tunings.json")
+    cache.keep("a", Tuning((1, 1)))
+    assert cache.found == {"a": Tuning((1, 1))}
