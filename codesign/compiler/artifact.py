@@ -3,7 +3,7 @@
 Code is made again when the folder is loaded (a second for a large network): what is read from disk is data alone,
 checked before it is used, and no folder holds code of an older generator.
 
-    plan.json       format, instruction set, threads, tunings by layer, checksum of graph.json
+    plan.json       format, instruction set, threads, tunings by layer, checksums of graph.json and of itself
     graph.json      the layer graph, with the checksums of its arrays;  graph.weights/  the arrays
     layers.yaml     the layer-wise representation, to be read
 """
@@ -48,8 +48,8 @@ def save(folder: Path, network: Network, weights: Mapping[str, np.ndarray], tuni
         "graph_sha256": _digest(folder / GRAPH),
         "tunings": {name: asdict(tuning) for name, tuning in tunings.items()},
     }
-    write_file(folder / LAYERS, explain(network).encode())
-    write_file(folder / PLAN, json.dumps(plan, indent=1).encode())
+    write_file(folder / LAYERS, explain(network, with_code=False).encode())
+    write_file(folder / PLAN, json.dumps({**plan, "sha256": _own_digest(plan)}, indent=1).encode())
 
 
 def check_place(folder: Path) -> None:
@@ -82,6 +82,8 @@ def load(folder: Path) -> tuple[LayerGraph, dict[str, np.ndarray], str, int, dic
     if not isinstance(threads, int) or threads < 1:
         raise ConfigError(f"{path}: threads is {threads!r}, must be an integer >= 1")
     tunings = _tunings(path, plan.get("tunings"))
+    if _own_digest(plan) != plan.get("sha256"):
+        raise DataError(f"{path}: differs from what was saved; compile the network again")
     if _digest(folder / GRAPH) != plan.get("graph_sha256"):
         raise DataError(f"{folder / GRAPH}: differs from what was saved; compile the network again")
     graph, weights = load_graph(folder / GRAPH)
@@ -93,6 +95,12 @@ def _tunings(path: Path, rows: Any) -> dict[str, Tuning]:
         return {name: tuning_of(row) for name, row in rows.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: tunings cannot be read ({error}); compile the network again") from error
+
+
+def _own_digest(plan: Mapping[str, Any]) -> str:
+    """Of a plan's content without the digest that it holds."""
+    content = {key: value for key, value in plan.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading as threads_module
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -40,7 +41,8 @@ class Compiled:
         if threads < 1:
             raise ConfigError(f"threads is {threads}, must be >= 1")
         self.isa, self.threads = find_isa(isa), threads
-        self._network, self._tuner = network, tuner
+        self._network = network if isinstance(network, tuple) else copy.deepcopy(network)
+        self._tuner = tuner
         self._made: dict[Shapes, Executable] = {}
         self._tunings: dict[Shapes, Mapping[str, Tuning]] = {}
         self._lock = threads_module.Lock()
@@ -121,8 +123,8 @@ def compile_network(
     """Native code for a network, pruned or not: zeros of its weights are not computed.
 
     Args:
-        network: a finished module in eval mode (it is not kept in step with later changes), or a graph with its weights
-            as `workloads.lowering.lower_with_weights` gives them.
+        network: a finished module in eval mode, of which a copy is kept, or a graph with its weights as
+            `workloads.lowering.lower_with_weights` gives them.
         example_inputs: compile for their shapes now; else at the first call.
         threads: that share each layer. isa: "avx512", "avx2" or "sse2"; by default the best that this machine has.
         tune: measure tiles for every convolution instead of estimating them: seconds, once a layer and machine.
@@ -133,7 +135,7 @@ def compile_network(
         TypeError: it is none.
 
     What is skipped differs from torch in one way: a weight that is zero may hide infinities and not-a-numbers of its
-    input, where torch's product of zero and infinity is not a number.
+    input, where torch's product of zero and infinity is not a number. docs/compiler.md says what else differs.
 
     >>> import torch
     >>> from torch import nn

@@ -26,7 +26,7 @@ from accel_models.measured import Measured, spread
 from accel_models.result import LayerPrice, SimulationResult
 from codesign.compiler import compile_network
 from codesign.compiler.isa import Isa
-from codesign.compiler.network import InTorch, Move, Network, arrange
+from codesign.compiler.network import InTorch, Move, Network, arrange, read_by, written_by
 from codesign.compiler.probe import Core, core, processor
 from codesign.compiler.program import Stage, kernels_of
 from codesign.compiler.runtime import Executable, part_name
@@ -145,28 +145,16 @@ def owners(graph: LayerGraph, weights: Mapping[str, np.ndarray], isa: Isa) -> tu
     reader: dict[str, str] = {}
     does: dict[str, str] = {}
     for item in reversed(order):  # so that the first reader of a tensor is the last one noted
-        part, by = _part(item), reader.get(_part(item), "") if isinstance(item, Move) else item.layer.name
+        part, by = written_by(item), reader.get(written_by(item), "") if isinstance(item, Move) else item.layer.name
         owner[part] = by
         if by:
-            reader |= dict.fromkeys(_read(item), by)
+            reader |= dict.fromkeys(read_by(item), by)
         if isinstance(item, Step):
             does |= dict.fromkeys({item.output, *item.absorbed} - {by}, by)
     for item in order:  # what nobody reads leaves the network: it counts for whoever wrote it
         if isinstance(item, Move) and not owner[item.output]:
             owner[item.output] = owner.get(item.source, item.source)
     return owner, does
-
-
-def _part(item: Step | Move | InTorch) -> str:
-    return item.layer.name if isinstance(item, InTorch) else item.output
-
-
-def _read(item: Step | Move | InTorch) -> tuple[str, ...]:
-    if isinstance(item, Move):
-        return (item.source,)
-    if isinstance(item, InTorch):
-        return item.layer.inputs
-    return item.inputs if item.residual is None else (*item.inputs, item.residual.tensor)
 
 
 def _kernels(network: Network, owner: Mapping[str, str]) -> dict[str, str]:

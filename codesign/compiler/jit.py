@@ -6,10 +6,13 @@ function, whichever layer, network or thread count asks for it. Functions take o
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
+
+import numpy as np
 
 from codesign.compiler.isa import ISAS, Isa
 from codesign.compiler.kernels import Kernel
@@ -86,6 +89,11 @@ class Code:
         if missing := [kernel for kernel, name in wanted.items() if name not in self._addresses]:
             self.load(assemble(missing, self.isa), [wanted[kernel] for kernel in missing])
         return {kernel: self._addresses[name] for kernel, name in wanted.items()}
+
+    def function(self, kernel: Kernel) -> Callable[[np.ndarray], None]:
+        """A kernel to be called from here with its arguments, int64; the interpreter is free meanwhile."""
+        native = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.addresses([kernel])[kernel])
+        return lambda arguments: native(arguments.ctypes.data)
 
     def load(self, content: bytes, names: Iterable[str]) -> None:
         """Take functions from an object file of `assemble`."""

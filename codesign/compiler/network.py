@@ -120,7 +120,7 @@ def channels_read(
     whole = set(outputs)
     for item in order:
         if not isinstance(item, Step) or item.layer.op is not Op.CONV:
-            whole |= set(_read(item))
+            whole |= set(read_by(item))
             continue
         whole |= {item.residual.tensor} if item.residual is not None else set()
         layer = item.layer
@@ -220,8 +220,8 @@ def _memory(graph: LayerGraph, layouts: _Layouts) -> tuple[dict[str, Place], int
     for item in layouts.order:
         if isinstance(item, Step) and item.layer.op is Op.RESHAPE:
             root[item.output] = root[item.inputs[0]]
-        writes.append(root[_written(item)])
-        reads.append([root[name] for name in _read(item)])
+        writes.append(root[written_by(item)])
+        reads.append([root[name] for name in read_by(item)])
     kept = [root[layouts.plain(name)] for name in graph.outputs]
     found = lives(writes, reads, sizes, [*kept, *(layer.name for layer in graph.layers if layer.op is Op.CONSTANT)])
     for item, output in zip(layouts.order, writes, strict=True):
@@ -261,11 +261,11 @@ def _write_over(
         del found[out]
 
 
-def _written(item: Step | Move | InTorch) -> str:
+def written_by(item: Step | Move | InTorch) -> str:
     return item.layer.name if isinstance(item, InTorch) else item.output
 
 
-def _read(item: Step | Move | InTorch) -> Sequence[str]:
+def read_by(item: Step | Move | InTorch) -> Sequence[str]:
     if isinstance(item, Move):
         return [item.source]
     if isinstance(item, InTorch):

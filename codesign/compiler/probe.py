@@ -8,7 +8,6 @@ take turns, so that numbers a cycle are right in either case.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import math
 import os
@@ -142,9 +141,20 @@ def _measured(isa: Isa, buffers: Sequence[tuple[str, int | None, int]]) -> tuple
 
 def processor() -> str:
     """What the machine calls its processor."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    found = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return found or platform.processor() or platform.machine()
+    return _cpu_fields().get("model name") or platform.processor() or platform.machine()
+
+
+def processor_key() -> str:
+    """The processor's name with what tells it from others of that name."""
+    return " ".join([processor(), *(_cpu_fields().get(field, "") for field in ("cpu family", "model", "stepping"))])
+
+
+@functools.cache
+def _cpu_fields() -> dict[str, str]:
+    """What the system says of the first core."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    rows = (line.split(":", 1) for line in text.partition("\n\n")[0].splitlines() if ":" in line)
+    return {field.strip(): value.strip() for field, value in rows}
 
 
 def cache_sizes() -> list[int]:
@@ -193,12 +203,11 @@ def _looped(isa: Isa, kernel: Kernel, *arguments: int | np.ndarray) -> _Loop:
 
 
 def _function(isa: Isa, kernel: Kernel, *arguments: int | np.ndarray) -> Callable[[], None]:
-    address = code(isa.name).addresses([kernel])[kernel]
     numbers = np.array([x.ctypes.data if isinstance(x, np.ndarray) else x for x in arguments], np.int64)
-    native = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
+    native = code(isa.name).function(kernel)
 
     def call(kept: object = arguments) -> None:
-        native(numbers.ctypes.data)
+        native(numbers)
 
     return call
 

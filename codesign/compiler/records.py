@@ -32,23 +32,24 @@ def layout_text(layout: Layout) -> str:
     return f"{samples}{blocks} blocks of {'x'.join(map(str, layout.block))} pixels in {layout.lanes} lanes"
 
 
-def records(network: Network) -> list[dict[str, Any]]:
-    """One for each part of a network in running order; all values are JSON's."""
+def records(network: Network, with_code: bool = True) -> list[dict[str, Any]]:
+    """One for each part of a network in running order; all values are JSON's. `with_code`: how large it is, too."""
     from codesign.compiler.jit import text_bytes
     from codesign.compiler.program import Stage, kernels_of
 
     found = []
     for part in network.parts:
         if isinstance(part, Stage):
-            code = {"text_bytes": text_bytes(kernels_of([part]), network.isa), "kernels": len(kernels_of([part]))}
-            found.append({"name": part.name, **part.record, "code": code})
+            kernels = kernels_of([part])
+            size = {"text_bytes": text_bytes(kernels, network.isa)} if with_code else {}
+            found.append({"name": part.name, **part.record, "code": {"kernels": len(kernels), **size}})
         else:
             found.append({"name": part.layer.name, "op": str(part.layer.op), "runs in": "torch"})
     return found
 
 
-def explain(network: Network) -> str:
-    """All records as YAML, with what the network needs in memory."""
+def explain(network: Network, with_code: bool = True) -> str:
+    """All records as YAML, with what the network needs in memory; `with_code` makes the code again to measure it."""
     head: Mapping[str, Any] = {
         "version": VERSION,
         "name": network.graph.name,
@@ -61,5 +62,5 @@ def explain(network: Network) -> str:
             "constant_bytes": len(network.data),
         },
     }
-    body = {**head, "layers": records(network)}
+    body = {**head, "layers": records(network, with_code)}
     return str(yaml.dump(body, sort_keys=False, default_flow_style=None, width=140))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import itertools
 import mmap
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ import torch
 from codesign.compiler.jit import code
 from codesign.compiler.kernels.control import BarrierKernel, ProgramKernel
 from codesign.compiler.network import InTorch, Network
+from codesign.compiler.plan import Context
 from codesign.compiler.program import ALIGNMENT, Bound, Space, Stage, bind, kernels_of
 from workloads.errors import ShapeError
 from workloads.graph import Layer, Op
@@ -32,8 +32,7 @@ LARGE = 2**18
 def aligned(size: int) -> np.ndarray:
     """Zeroed bytes that begin a page; many of them large pages where the system has some.
 
-    Kernels step from channel to channel, a small page or more each time: with large ones the layers of VGG-16 are 5 to
-    15 % faster.
+    Kernels step from channel to channel, a small page or more each time: large ones save misses of address translation.
     """
     is_large = size >= LARGE
     length = (-(-size // HUGE_PAGE) + 1) * HUGE_PAGE if is_large else max(size, 1)
@@ -67,6 +66,26 @@ def part_name(part: Stage | InTorch) -> str:
     return part.name if isinstance(part, Stage) else part.layer.name
 
 
+def alone(stage: Stage, context: Context, arena: np.ndarray) -> Callable[[], None]:
+    """One stage, to be run by itself on one thread.
+
+    Args:
+        context: what the stage was planned with; its constants are copied. arena: uint8, kept.
+    """
+    functions = code(context.isa.name).addresses([*kernels_of([stage]), ProgramKernel()])
+    constants = context.data.array()
+    data, scratch = aligned(len(constants)), aligned(context.scratch)
+    data[:] = constants
+    memories = {Space.ARENA: arena, Space.DATA: data, Space.SCRATCH: scratch, Space.SHARED: scratch}
+    bound = bind([stage], 0, 1, functions, {space: memory.ctypes.data for space, memory in memories.items()})
+    program, call = code(context.isa.name).function(ProgramKernel()), bound.call()
+
+    def run(kept: object = (bound, *memories.values())) -> None:
+        program(call)
+
+    return run
+
+
 class Executable:
     """A network's machine code, constants and contexts. May be called from several threads at once."""
 
@@ -74,7 +93,7 @@ class Executable:
         self.network = network
         stages = [part for part in network.parts if isinstance(part, Stage)]
         self._functions = code(network.isa.name).addresses([*kernels_of(stages), ProgramKernel(), BarrierKernel()])
-        self._program = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._functions[ProgramKernel()])
+        self._program = code(network.isa.name).function(ProgramKernel())
         self._data = aligned(len(network.data))
         self._data[:] = network.data
         self.segments = [
@@ -170,11 +189,11 @@ class Executable:
     def _native(self, calls: Sequence[np.ndarray]) -> None:
         """Run each thread's calls."""
         if len(calls) == 1:
-            self._program(calls[0].ctypes.data)
+            self._program(calls[0])
             return
         with self._lock:  # all at once: of two callers with half their threads each, both would wait for ever
-            waiting = [self._workers().submit(self._program, call.ctypes.data) for call in calls[1:]]
-        self._program(calls[0].ctypes.data)
+            waiting = [self._workers().submit(self._program, call) for call in calls[1:]]
+        self._program(calls[0])
         for future in waiting:
             future.result()
 

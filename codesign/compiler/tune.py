@@ -10,11 +10,8 @@ with such a layer does not measure it again.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import json
-import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -23,17 +20,17 @@ from pathlib import Path
 import numpy as np
 
 from codesign.compiler.isa import Isa
-from codesign.compiler.jit import code
-from codesign.compiler.kernels.control import ProgramKernel
 from codesign.compiler.network import arrange, channels_read
 from codesign.compiler.ops.convolution import choices, kernels_of_step, plan_tuned
 from codesign.compiler.plan import Context, Tuning
-from codesign.compiler.program import Data, Space, Stage, bind, kernels_of
-from codesign.compiler.runtime import aligned
+from codesign.compiler.probe import processor_key
+from codesign.compiler.program import Data
+from codesign.compiler.runtime import aligned, alone
 from codesign.compiler.steps import Step
 from codesign.compiler.storage import Kernels
 from pruning.progress import shown
-from workloads.errors import DataError
+from workloads.data.store import cache_folder
+from workloads.errors import ConfigError, DataError
 from workloads.graph import LayerGraph, Op
 from workloads.store import read_json, write_file
 
@@ -57,7 +54,7 @@ class Cache:
         try:
             rows = read_json(path) if path.is_file() else {}
             return cls(path, {key: tuning_of(row) for key, row in rows.items()})
-        except Exception:
+        except (ConfigError, AttributeError, KeyError, TypeError, ValueError):
             return cls(path)
 
     def keep(self, key: str, tuning: Tuning) -> None:
@@ -69,8 +66,8 @@ class Cache:
 
 
 def default_cache() -> Path:
-    """`codesign/tunings.json` of the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "codesign" / "tunings.json"
+    """`tunings.json` of the user's cache folder."""
+    return cache_folder() / "tunings.json"
 
 
 def tuning_of(row: Mapping[str, object]) -> Tuning:
@@ -86,16 +83,6 @@ def tuning_of(row: Mapping[str, object]) -> Tuning:
     return found
 
 
-def machine() -> str:
-    """What a measured time depends on, besides code and data: the processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        fields = dict(line.split(":", 1) for line in lines if ":" in line)
-        return " ".join(fields[key].strip() for key in fields if key.strip() in ("model name", "model", "stepping"))
-    except OSError:
-        return platform.processor() or platform.machine()
-
-
 def tune(
     graph: LayerGraph,
     weights: Mapping[str, np.ndarray],
@@ -103,7 +90,7 @@ def tune(
     cache: Cache | None = None,
     progress: bool = False,
 ) -> dict[str, Tuning]:
-    """The fastest tuning of every convolution, by the name of what it writes.
+    """The fastest tuning of every convolution, by the name of what it writes, on one thread.
 
     Args:
         cache: measurements of before; new ones are added.
@@ -111,7 +98,7 @@ def tune(
     """
     cache = cache if cache is not None else Cache()
     order, places, arena, _ = arrange(graph, weights, isa)
-    bench, read = _Bench(isa, arena), channels_read(order, weights, graph.outputs)
+    bench, read = _Bench(arena), channels_read(order, weights, graph.outputs)
     steps = [item for item in order if isinstance(item, Step) and item.layer.op is Op.CONV]
     found: dict[str, Tuning] = {}
     for step in shown(steps, "tuning", len(steps), progress):
@@ -131,7 +118,7 @@ def _key(step: Step, context: Context, kernels: Kernels) -> str:
     for array in (kernels.filter, kernels.channel, kernels.shape, kernels.row, kernels.column):
         digest.update(np.ascontiguousarray(array, np.int32).tobytes())
     layer = step.layer
-    parts = (machine(), context.isa.name, source.shape, source.layout, out.shape, out.layout, layer.stride,
+    parts = (processor_key(), context.isa.name, source.shape, source.layout, out.shape, out.layout, layer.stride,
              layer.dilation, layer.padding, step.activation, step.residual is not None and step.residual.stride,
              step.pool is not None, kernels.shapes, digest.hexdigest())  # fmt: skip
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
@@ -148,8 +135,8 @@ def _fastest(step: Step, context: Context, kernels: Kernels, bench: _Bench) -> T
 class _Bench:
     """Memory in which stages of one network are run alone."""
 
-    def __init__(self, isa: Isa, arena: int) -> None:
-        self._isa, self._arena = isa, aligned(arena)
+    def __init__(self, arena: int) -> None:
+        self._arena = aligned(arena)
         self._arena.view(np.float32)[: arena // 4] = np.random.default_rng(0).random(arena // 4, np.float32)
 
     def times(self, step: Step, context: Context, kernels: Kernels, tunings: Sequence[Tuning]) -> dict[Tuning, float]:
@@ -157,27 +144,12 @@ class _Bench:
         runs = {}
         for tuning in tunings:
             own = replace(context, data=Data(), scratch=0)
-            runs[tuning] = self._runner(plan_tuned(step, own, kernels, tuning), own)
+            runs[tuning] = alone(plan_tuned(step, own, kernels, tuning), own, self._arena)
         best = {tuning: float("inf") for tuning in tunings}
         for _ in range(ROUNDS):
             for tuning, run in runs.items():
                 best[tuning] = min(best[tuning], _seconds(run))
         return best
-
-    def _runner(self, stage: Stage, context: Context) -> Callable[[], None]:
-        functions = code(self._isa.name).addresses([*kernels_of([stage]), ProgramKernel()])
-        constants = context.data.array()
-        data, scratch = aligned(len(constants)), aligned(context.scratch)
-        data[:] = constants
-        bases = {Space.ARENA: self._arena, Space.DATA: data, Space.SCRATCH: scratch, Space.SHARED: scratch}
-        program = bind([stage], 0, 1, functions, {space: memory.ctypes.data for space, memory in bases.items()})
-        function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(functions[ProgramKernel()])
-        call = program.call()
-
-        def run(kept: object = (program, data, scratch)) -> None:
-            function(call.ctypes.data)
-
-        return run
 
 
 def _seconds(run: Callable[[], None]) -> float:

@@ -58,6 +58,11 @@ def data_root() -> Path:
         if not root.is_dir():
             raise DataError(f"{VARIABLE}={given} is not a folder; set it to the folder of your data sets, or unset it")
         return root
+    return cache_folder()
+
+
+def cache_folder() -> Path:
+    """`codesign` in the user's cache (XDG_CACHE_HOME, ~/.cache)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "codesign"
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from codesign.cli import app
 from codesign.compiler import compile_network, load_compiled
 from codesign.compiler.isa import host_isas
 from codesign.compiler.plan import Tuning
+from codesign.compiler.records import records
 from workloads.errors import CodesignError, ConfigError
 from workloads.lowering import lower_with_weights
 from workloads.models import build as zoo
@@ -52,8 +54,8 @@ def test_records_can_be_read_and_add_up(folder: Path) -> None:
     network = load_compiled(folder).first.network
     assert [row["name"] for row in found["layers"]] == [part.name for part in network.parts]
     assert found["memory"]["arena_bytes"] == network.arena
+    assert all(0 < row["code"]["text_bytes"] < 50_000 for row in records(network))
     for row in found["layers"]:
-        assert row["code"]["text_bytes"] < 50_000
         if row["op"] == "conv":
             k, c, r, s = row["convolution"]["weights"]
             assert row["pattern"]["kernels"] == row["pattern"]["of"] == k * c
@@ -91,6 +93,8 @@ def damage_weights(folder: Path) -> None:
         (change("threads", 0), "threads is 0, must be an integer >= 1"),
         (change("tunings", {"a": {"tile": [1]}}), "tunings cannot be read"),
         (change("tunings", 3), "tunings cannot be read"),
+        (change("tunings", {"a": asdict(Tuning((1, 1)))}), "plan.json: differs from what was saved"),
+        (change("threads", 2), "plan.json: differs from what was saved"),
         (damage_graph, "graph.json: differs from what was saved"),
         (lambda folder: (folder / "graph.json").unlink(), "graph.json: cannot be read"),
         (damage_weights, "graph.json: "),

@@ -1,4 +1,4 @@
-"""What each idea of PatDNN's compiler is worth here, layer by layer: `python benchmarks/compiler/ablation.py`.
+"""What each idea of PatDNN's compiler is worth here, layer by layer: `python benchmarks/engines/ablation.py`.
 
 Layers of VGG-16 with eight free patterns and connectivity pruning, 8x fewer weights, are computed four ways, alternated
 round by round, one thread, processor time, the least of all rounds:
@@ -19,7 +19,6 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
-import ctypes
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -30,17 +29,17 @@ from typing import Any
 import numpy as np
 import torch
 from llvmlite import ir
+from networks import random_patterns
 
 from codesign.compiler.emitter import I32, Emitter
 from codesign.compiler.isa import find_isa
-from codesign.compiler.jit import code, llvm
-from codesign.compiler.kernels.control import ProgramKernel
+from codesign.compiler.jit import llvm
 from codesign.compiler.kernels.convolution import ConvolutionKernel
 from codesign.compiler.layout import FLOAT_BYTES, best_layout
 from codesign.compiler.ops.convolution import choices, kernels_of_step, plan_tuned
 from codesign.compiler.plan import Context, Place, Tuning
-from codesign.compiler.program import Argument, At, Call, Data, Space, Stage, bind, kernels_of
-from codesign.compiler.runtime import aligned
+from codesign.compiler.program import Argument, At, Call, Data, Space, Stage
+from codesign.compiler.runtime import aligned, alone
 from codesign.compiler.steps import Step
 from workloads.graph import Layer, Op
 
@@ -52,9 +51,6 @@ LAYERS = {
     "512 x 28": (512, 28),
     "512 x 14": (512, 14),
 }
-SQUARES_AND_CROSSES = [
-    (0, 1, 3, 4), (1, 2, 4, 5), (3, 4, 6, 7), (4, 5, 7, 8), (1, 3, 4, 5), (1, 3, 4, 7), (3, 4, 5, 7), (1, 4, 5, 7),
-]  # fmt: skip
 KEPT = 9 / 32  # of the kernels: with 4 of 9 weights, 8x fewer
 TILE = (4, 4)
 
@@ -140,18 +136,6 @@ def load(e: Emitter, base: Any, offset: int) -> Any:
     return e.builder.asm(kind, f"vmovaps {offset}($1), $0", "=v,r", [base], side_effect=True)
 
 
-def pattern_weight(channels: int, seed: int = 0) -> np.ndarray:
-    """The best pattern of each kernel, and the strongest kernels of each filter: (channels, channels, 3, 3)."""
-    rng = np.random.default_rng(seed)
-    weight = rng.standard_normal((channels, channels, 9)).astype(np.float32)
-    patterns = np.zeros((len(SQUARES_AND_CROSSES), 9), bool)
-    for i, taps in enumerate(SQUARES_AND_CROSSES):
-        patterns[i, list(taps)] = True
-    energy = (weight**2) @ patterns.T.astype(np.float32)
-    strongest = energy.max(2) >= np.quantile(energy.max(2), 1 - KEPT, axis=1, keepdims=True)
-    return (weight * patterns[energy.argmax(2)] * strongest[..., None]).reshape(channels, channels, 3, 3)
-
-
 class Bench:
     """One layer in memory."""
 
@@ -163,7 +147,8 @@ class Bench:
             padding=(1, 1, 1, 1), weight="w", bias="b",
         )  # fmt: skip
         rng = np.random.default_rng(1)
-        self.weights = {"w": pattern_weight(channels), "b": rng.standard_normal(channels).astype(np.float32)}
+        weight = random_patterns((channels, channels, 3, 3), KEPT, 1, torch.Generator().manual_seed(0))
+        self.weights = {"w": weight.numpy(), "b": rng.standard_normal(channels).astype(np.float32)}
         layout = best_layout(self.isa.lanes, 1, side, side)
         size = layout.size(shape) * FLOAT_BYTES
         self.places = {name: Place(shape, layout, At(Space.ARENA, i * size)) for i, name in enumerate(("x", "y"))}
@@ -184,19 +169,7 @@ class Bench:
         works = tuple(
             replace(work, calls=tuple(other(call, kind, stream) for call in work.calls)) for work in stage.works
         )
-        stage = Stage("y", works)
-        functions = code("avx512").addresses([*kernels_of([stage]), ProgramKernel()])
-        constants = context.data.array()
-        data, scratch = aligned(len(constants)), aligned(context.scratch)
-        data[:] = constants
-        memories = {Space.ARENA: self.arena, Space.DATA: data, Space.SCRATCH: scratch, Space.SHARED: scratch}
-        program = bind([stage], 0, 1, functions, {space: memory.ctypes.data for space, memory in memories.items()})
-        function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(functions[ProgramKernel()])
-        call = program.call()
-
-        def run(kept: object = (program, data, scratch)) -> None:
-            function(call.ctypes.data)
-
+        run = alone(Stage("y", works), context, self.arena)
         run()
         self.check()
         return run
