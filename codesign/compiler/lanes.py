@@ -109,7 +109,7 @@ def plan_lanes(
                     calls.append(Call(kernel, (read, place, header, stream)))
             filters = np.unique(members[dealt])
             calls += _spread(step, context, members, filters, n, sums, staged, each)
-            works.append(Work(tuple(calls), float(groups.kernels[dealt].sum())))
+            works.append(Work(tuple(calls), float(groups.kernels[dealt].sum() + 1)))
     return works
 
 

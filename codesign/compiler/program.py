@@ -7,6 +7,7 @@ every context, a thread's or a caller's, binds the same program to memory of its
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -67,14 +68,36 @@ class Stage:
     record: Mapping[str, Any] = field(default_factory=dict)
 
     def shares(self, threads: int) -> list[list[Call]]:
-        """The calls of each thread: longest work first, each to the thread with least so far."""
-        load = [0.0] * threads
-        found: list[list[tuple[int, Work]]] = [[] for _ in range(threads)]
-        for i, work in sorted(enumerate(self.works), key=lambda item: -item[1].cost):
-            least = load.index(min(load))
-            load[least] += work.cost
-            found[least].append((i, work))
-        return [[call for _, work in sorted(share, key=lambda item: item[0]) for call in work.calls] for share in found]
+        """The calls of each thread: neighbours of about equal cost, so that it finds in its cache what it wrote."""
+        found: list[list[Call]] = [[] for _ in range(threads)]
+        total, begin = sum(work.cost for work in self.works), 0.0
+        for work in self.works:
+            found[min(int((begin + work.cost / 2) / total * threads), threads - 1)] += work.calls
+            begin += work.cost
+        return found
+
+
+LEAST_PART = 0.1
+"""Of a piece of work that is worth beginning: smaller ones are left to the neighbour."""
+
+
+def divide(costs: Sequence[float], threads: int) -> list[list[tuple[float, float]]]:
+    """Where pieces of work, done in this order, are cut so that every thread has a run of equal cost.
+
+    Returns:
+        For each piece its parts, (begin, end) as fractions of it.
+
+    >>> divide([1, 1, 1], 2)
+    [[(0.0, 1.0)], [(0.0, 0.5), (0.5, 1.0)], [(0.0, 1.0)]]
+    """
+    goals = sum(costs) * np.arange(1, threads) / threads
+    found, begin = [], 0.0
+    for cost in costs:
+        inside = (goals - begin) / cost
+        cuts = [float(at) for at in inside if LEAST_PART < at < 1 - LEAST_PART]
+        found.append(list(itertools.pairwise([0.0, *cuts, 1.0])))
+        begin += cost
+    return found
 
 
 class Data:

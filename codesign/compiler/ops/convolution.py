@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from codesign.compiler.layout import FLOAT_BYTES, Layout, best_layout
 from codesign.compiler.ops import Operator
 from codesign.compiler.packed import SCRATCH, Packed
 from codesign.compiler.plan import Context, Shape, Tuning
-from codesign.compiler.program import At, Call, Space, Stage, Work
+from codesign.compiler.program import At, Call, Space, Stage, Work, divide
 from codesign.compiler.steps import Step
 from codesign.compiler.storage import MAX_TAPS, FilterGroups, Kernels, Packing, encode, encode_runs, find_kernels
 from codesign.compiler.tiles import Tile, Window, cut
@@ -156,14 +156,15 @@ def plan_tuned(step: Step, context: Context, kernels: Kernels, tuning: Tuning) -
     source = context.places[step.inputs[0]]
     packed = Packed.cut(context, source, whole, window_of(layer), tuning.tile, pool, channels)
     plan = _Plan(step, context, tuning, packed, replace(kernels, channel=ranks))
-    parts = 1 if len(packed.tiles) * out.passes >= 2 * context.threads else context.threads
-    shares = list((_by_channel if tuning.order == "channel" else _by_filter)(plan, parts))
+    share = (_by_channel if tuning.order == "channel" else _by_filter)(plan)
+    pieces = list(itertools.product(range(out.passes), packed.tiles))
+    parts = divide([math.prod(tile.size) for _, tile in pieces], context.threads)
     works = []
-    for batch, tile in itertools.product(range(out.passes), packed.tiles):
+    for (batch, tile), spans in zip(pieces, parts, strict=True):
         pack = packed.call(context, tile, batch)
-        for share in shares:
-            work = (share.kernels + len(channels)) * math.prod(tile.size)
-            works.append(Work((pack, *(make(tile, batch) for make in share.calls)), work))
+        for count, calls in itertools.starmap(share, spans):
+            cost = (count + len(channels) + 1) * math.prod(tile.size)
+            works.append(Work((pack, *(make(tile, batch) for make in calls)), cost))
     return Stage(step.output, tuple(works), _record(step, kernels, tuning, len(packed.tiles), len(plan.read)))
 
 
@@ -194,12 +195,8 @@ def _record(step: Step, kernels: Kernels, tuning: Tuning, tiles: int, computed: 
     }
 
 
-@dataclass(frozen=True)
-class _Share:
-    """A part of the filters: how many kernels they have, and the calls that compute them for a tile of a pass."""
-
-    kernels: int
-    calls: list[Callable[[Tile, int], Call]]
+Share = tuple[int, Sequence[Callable[[Tile, int], Call]]]
+"""A part of the filters: how many kernels they have, and the calls that compute them for a tile of a pass."""
 
 
 @dataclass(frozen=True)
@@ -273,47 +270,45 @@ class _Plan:
         return Call(kernel, (SCRATCH, SCRATCH + self.packed.size, *self.places(tile, batch), *stored))
 
 
-def _by_filter(plan: _Plan, parts: int) -> Iterator[_Share]:
-    """Filters cut into runs of about equally many kernels, so that several threads can share a tile."""
+def _by_filter(plan: _Plan) -> Callable[[float, float], Share]:
+    """Filters one after another; a share is a run of them, cut by the number of their kernels."""
     data = plan.context.data
     plan.context.need_scratch(plan.packed.size)
     groups = list(encode(plan.kernels, plan.bias, plan.packing, plan.read, plan.tuning.filters))
     ahead = np.zeros(plan.tuning.ahead * (1 + MAX_TAPS * plan.tuning.filters), np.int32)  # so far prefetching reads
     stored = [(data.add(part.headers), data.add(np.append(part.stream, ahead))) for part in groups]
-    for i in range(parts):
-        share = _Share(0, [])
+
+    def share(begin: float, end: float) -> Share:
+        count, calls = 0, []
         for part, places in zip(groups, stored, strict=True):
-            sums = np.cumsum(part.kernels + 1)
-            begin, end = (int(np.searchsorted(sums, sums[-1] * j / parts)) for j in (i, i + 1))
-            span = slice(begin, end if i < parts - 1 else len(sums))
-            if span.start < span.stop:
-                work = int(part.kernels[span].sum()) * part.filters
-                share = _Share(
-                    share.kernels + work, [*share.calls, functools.partial(plan.filter_call, part, places, span)]
-                )
-        if share.calls:
-            yield share
+            done = np.cumsum(part.kernels + 1)
+            first, behind = (int(np.searchsorted(done, done[-1] * at, "right")) for at in (begin, end))
+            if first < behind:
+                count += int(part.kernels[first:behind].sum()) * part.filters
+                calls.append(functools.partial(plan.filter_call, part, places, slice(first, behind)))
+        return count, calls
+
+    return share
 
 
-def _by_channel(plan: _Plan, parts: int) -> Iterator[_Share]:
-    """Neighbouring filters in blocks whose sums stay in the nearest cache, dealt to so many parts."""
-    data, filters = plan.context.data, len(plan.read)
-    if not filters:
-        return
+def _by_channel(plan: _Plan) -> Callable[[float, float], Share]:
+    """Neighbouring filters in blocks whose sums stay in the nearest cache; a share is some blocks."""
+    data, filters, threads = plan.context.data, len(plan.read), plan.context.threads
     size = math.prod(plan.tuning.tile) * plan.vector
     blocks = -(-filters // max(1, SUMS_BYTES // size))
-    blocks = min(-(-blocks // parts) * parts, filters)
-    bounds = [filters * i // blocks for i in range(blocks + 1)]
-    plan.context.need_scratch(plan.packed.size + (-(-filters // blocks)) * size)
-    for dealt in np.array_split(np.arange(blocks), min(parts, blocks)):
-        share = _Share(0, [])
-        for i in dealt:
-            mine = plan.read[bounds[i] : bounds[i + 1]]
-            runs = encode_runs(plan.kernels, plan.bias, plan.packing, mine, size)
-            stored = (data.add(runs.headers), len(mine), data.add(runs.counts), data.add(runs.stream))
-            call = functools.partial(plan.channel_call, runs.shapes, stored)
-            share = _Share(share.kernels + runs.kernels, [*share.calls, call])
-        yield share
+    blocks = min(-(-blocks // threads) * threads, filters)
+    plan.context.need_scratch(plan.packed.size + -(-filters // max(blocks, 1)) * size)
+    made: list[tuple[int, Callable[[Tile, int], Call]]] = []
+    for mine in np.array_split(plan.read, blocks) if blocks else []:
+        runs = encode_runs(plan.kernels, plan.bias, plan.packing, mine, size)
+        stored = (data.add(runs.headers), len(mine), data.add(runs.counts), data.add(runs.stream))
+        made.append((runs.kernels, functools.partial(plan.channel_call, runs.shapes, stored)))
+
+    def share(begin: float, end: float) -> Share:
+        mine = made[round(begin * blocks) : round(end * blocks)]
+        return sum(count for count, _ in mine), [make for _, make in mine]
+
+    return share
 
 
 def _can_convolve(step: Step, sources: Sequence[Shape]) -> bool:

@@ -8,7 +8,7 @@ from codesign.compiler.kernels.elementwise import ElementwiseKernel
 from codesign.compiler.layout import FLOAT_BYTES, Layout, best_layout
 from codesign.compiler.ops import Operator
 from codesign.compiler.plan import Context, Shape, as_image
-from codesign.compiler.program import Call, Stage, Work
+from codesign.compiler.program import At, Call, Stage, Work
 from codesign.compiler.steps import Step
 from workloads.graph import Op
 
@@ -17,21 +17,29 @@ def _same(step: Step, sources: Sequence[Layout], shape: Shape, lanes: int) -> La
     return sources[0]
 
 
-def _vectors(context: Context, name: str) -> int:
-    place = context.places[name]
-    return -(-place.layout.size(place.shape) // context.isa.lanes)
+def _shared(context: Context, name: str, chain: Sequence[tuple[ElementwiseKernel, At, At, At]]) -> Stage:
+    """Kernels (each with its inputs and its output) one after another, the vectors dealt to the threads."""
+    place, vector = context.places[name], context.isa.lanes * FLOAT_BYTES
+    count = -(-place.layout.size(place.shape) // context.isa.lanes)
+    works = []
+    for i in range(context.threads):
+        begin, end = (count * part // context.threads for part in (i, i + 1))
+        calls = (
+            Call(kernel, (*(at + begin * vector for at in addresses), end - begin)) for kernel, *addresses in chain
+        )
+        works.append(Work(tuple(calls)))
+    return Stage(name, tuple(works))
 
 
 def _plan_unary(step: Step, context: Context) -> Stage:
     """`Op.ACTIVATION`: the kind, then what the layer applies after it."""
     kinds = [step.layer.attributes["kind"]] if step.layer.op is Op.ACTIVATION else []
     source, out = (context.places[name].start for name in (step.inputs[0], step.output))
-    count = _vectors(context, step.output)
-    calls = []
+    chain = []
     for kind in [kind for kind in (*kinds, step.activation) if kind]:
-        calls.append(Call(ElementwiseKernel("copy", kind), (source, source, out, count)))
+        chain.append((ElementwiseKernel("copy", kind), source, source, out))
         source = out
-    return Stage(step.output, (Work(tuple(calls)),))
+    return _shared(context, step.output, chain)
 
 
 def _always(step: Step, sources: Sequence[Shape]) -> bool:
@@ -49,7 +57,7 @@ def _plan_pair(step: Step, context: Context) -> Stage:
     factor = layer.attributes.get("alpha", 1.0) * (-1.0 if layer.attributes["kind"] == "sub" else 1.0)
     kernel = ElementwiseKernel("mul" if layer.op is Op.MUL else "add", step.activation, factor)
     a, b, out = (context.places[name].start for name in (*step.inputs, step.output))
-    return Stage(step.output, (Work((Call(kernel, (a, b, out, _vectors(context, step.output))),)),))
+    return _shared(context, step.output, [(kernel, a, b, out)])
 
 
 def _can_concat(step: Step, sources: Sequence[Shape]) -> bool:
@@ -63,15 +71,16 @@ def _tiled(step: Step, sources: Sequence[Layout], shape: Shape, lanes: int) -> L
 
 def _plan_concat(step: Step, context: Context) -> Stage:
     out = context.places[step.output]
-    vector, before, calls = context.isa.lanes * FLOAT_BYTES, 0, []
+    vector, before, works = context.isa.lanes * FLOAT_BYTES, 0, []
     for name in step.inputs:
         place = context.places[name]
         for batch in range(out.passes):
             source, count = place.batch(batch), place.shape[1] * place.plane // vector
             kernel = ElementwiseKernel("copy", step.activation)
-            calls.append(Call(kernel, (source, source, out.batch(batch) + before * out.plane, count)))
+            call = Call(kernel, (source, source, out.batch(batch) + before * out.plane, count))
+            works.append(Work((call,), count))
         before += place.shape[1]
-    return Stage(step.output, (Work(tuple(calls)),))
+    return Stage(step.output, tuple(works))
 
 
 _PAIR = Operator(_is_pair, _same, _plan_pair, "equal")
