@@ -209,11 +209,6 @@ class Emitter:
     def same(self, x: Value, number: float) -> Value:
         return self.splat(float(number)) if x.type == self.vector else ir.Constant(F32, float(number))
 
-    def prefetch(self, pointer: Value, vectors: int) -> None:
-        function = self._function("llvm.prefetch.p0", ir.FunctionType(ir.VoidType(), [PTR, I32, I32, I32]))
-        place = self.advance(pointer, vectors * self.vector_bytes)
-        self.builder.call(function, [place, *(ir.Constant(I32, number) for number in (0, 3, 1))])  # read, near, data
-
     def call(self, name: str) -> None:
         """A function without arguments of the machine or the system, its answer ignored."""
         self.builder.call(self._function(name, ir.FunctionType(ir.VoidType(), [])), [])

@@ -61,14 +61,13 @@ class Tuning:
 
     Attributes:
         tile: outputs (rows, columns) of a filter that stay in registers. filters: at most so many that share their
-            kernels are computed together. ahead: kernels by which packed tiles are prefetched; 0 for not.
-        order: whether filters are the outer loop, or channels, which has neither groups nor prefetching; or whether
+            kernels are computed together.
+        order: whether filters are the outer loop, or channels, which has no groups; or whether
             filters are the lanes, and `filters` vectors of them are computed together.
     """
 
     tile: tuple[int, int]
     filters: int = 1
-    ahead: int = 0
     order: Literal["filter", "channel", "lanes"] = "filter"
 
 

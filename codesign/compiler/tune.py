@@ -36,6 +36,8 @@ from workloads.store import read_json, write_file
 
 CANDIDATES = 12
 """Of the estimate's ranking that are measured."""
+CHOICES = 2
+"""Counts up when kernels or what is chosen from change: measurements of before do not hold then."""
 ROUNDS = 7
 LEAST_SECONDS = 0.002
 """Of a measurement: shorter stages are repeated."""
@@ -77,8 +79,8 @@ def tuning_of(row: Mapping[str, object]) -> Tuning:
         TypeError, KeyError, ValueError: it is not one.
     """
     rows, columns = row["tile"]  # type: ignore[misc]
-    found = Tuning((int(rows), int(columns)), int(row["filters"]), int(row["ahead"]), row["order"])  # type: ignore
-    if min(*found.tile, found.filters) < 1 or found.ahead < 0 or found.order not in ("filter", "channel", "lanes"):
+    found = Tuning((int(rows), int(columns)), int(row["filters"]), row["order"])  # type: ignore
+    if min(*found.tile, found.filters) < 1 or found.order not in ("filter", "channel", "lanes"):
         raise ValueError(f"not a tuning: {row}")
     return found
 
@@ -118,17 +120,16 @@ def _key(step: Step, context: Context, kernels: Kernels) -> str:
     for array in (kernels.filter, kernels.channel, kernels.shape, kernels.row, kernels.column):
         digest.update(np.ascontiguousarray(array, np.int32).tobytes())
     layer = step.layer
-    parts = (processor_key(), context.isa.name, source.shape, source.layout, out.shape, out.layout, layer.stride,
-             layer.dilation, layer.padding, step.activation, step.residual is not None and step.residual.stride,
-             step.pool is not None, kernels.shapes, digest.hexdigest())  # fmt: skip
+    parts = (CHOICES, processor_key(), context.isa.name, source.shape, source.layout, out.shape, out.layout,
+             layer.stride, layer.dilation, layer.padding, step.activation,
+             step.residual is not None and step.residual.stride, step.pool is not None, kernels.shapes,
+             digest.hexdigest())  # fmt: skip
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
 def _fastest(step: Step, context: Context, kernels: Kernels, bench: _Bench) -> Tuning:
-    """By measurement: the estimate's best first, then the two best of these with prefetching too."""
+    """The one of least time among the estimate's best."""
     times = bench.times(step, context, kernels, choices(step, context, kernels)[:CANDIDATES])
-    ranked = sorted((tuning for tuning in times if tuning.order == "filter"), key=times.__getitem__)
-    times |= bench.times(step, context, kernels, [replace(tuning, ahead=1) for tuning in ranked[:2]])
     return min(times, key=times.__getitem__)
 
 

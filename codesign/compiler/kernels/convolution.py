@@ -42,7 +42,6 @@ class ConvolutionKernel(Kernel):
         output: of each filter; its tile stays in registers. stride: (rows, columns).
         shapes: of kernels, each its taps (row, column) in the packed tile. filters: so many share every kernel.
         row: vectors from one row of the packed tile to the next.
-        ahead: so many kernels ahead the packed tile is prefetched; 0 for not.
     """
 
     output: Output
@@ -50,7 +49,6 @@ class ConvolutionKernel(Kernel):
     shapes: tuple[Taps, ...]
     filters: int
     row: int
-    ahead: int = 0
     ARGUMENTS = ("packed", "out", "residual", "headers", "groups", "stream")
 
     @property
@@ -92,10 +90,6 @@ class ConvolutionKernel(Kernel):
         def kernel(_: Value, carried: list[Value]) -> list[Value]:
             place, *sums = carried
             base = e.advance(packed, e.integer(place))
-            if self.ahead:
-                coming = e.advance(packed, e.integer(place, self.ahead * size))
-                for row, column in uses:
-                    e.prefetch(coming, row * self.row + column)
             weights = [e.splat(e.scalar(place, 4 + 4 * i)) for i in range(len(taps) * self.filters)]
             for (row, column), meets in uses.items():
                 x = e.load(base, row * self.row + column)

@@ -28,7 +28,7 @@ from codesign.compiler.packed import SCRATCH, Packed
 from codesign.compiler.plan import Context, Shape, Tuning
 from codesign.compiler.program import At, Call, Space, Stage, Work, divide
 from codesign.compiler.steps import Step
-from codesign.compiler.storage import MAX_TAPS, FilterGroups, Kernels, Packing, encode, encode_runs, find_kernels
+from codesign.compiler.storage import FilterGroups, Kernels, Packing, encode, encode_runs, find_kernels
 from codesign.compiler.tiles import Tile, Window, cut
 from workloads.graph import Layer, Op
 
@@ -189,7 +189,6 @@ def _record(step: Step, kernels: Kernels, tuning: Tuning, tiles: int, computed: 
             "order": tuning.order,
             "tile": list(tuning.tile),
             "unroll_filters": tuning.filters,
-            "prefetch_kernels": tuning.ahead,
             "tiles": tiles,
         },
     }
@@ -259,7 +258,7 @@ class _Plan:
         headers, stream = stored
         stride, row = self.step.layer.stride, self.packed.row
         shapes = self.shapes(groups.shapes)
-        kernel = ConvolutionKernel(self.output(tile), stride, shapes, groups.filters, row, self.tuning.ahead)
+        kernel = ConvolutionKernel(self.output(tile), stride, shapes, groups.filters, row)
         first, count = headers + span.start * kernel.header_bytes, span.stop - span.start
         return Call(kernel, (SCRATCH, *self.places(tile, batch), first, count, stream))
 
@@ -275,8 +274,7 @@ def _by_filter(plan: _Plan) -> Callable[[float, float], Share]:
     data = plan.context.data
     plan.context.need_scratch(plan.packed.size)
     groups = list(encode(plan.kernels, plan.bias, plan.packing, plan.read, plan.tuning.filters))
-    ahead = np.zeros(plan.tuning.ahead * (1 + MAX_TAPS * plan.tuning.filters), np.int32)  # so far prefetching reads
-    stored = [(data.add(part.headers), data.add(np.append(part.stream, ahead))) for part in groups]
+    stored = [(data.add(part.headers), data.add(part.stream)) for part in groups]
 
     def share(begin: float, end: float) -> Share:
         count, calls = 0, []

@@ -25,7 +25,7 @@ def cut_stage(costs: list[float], threads: int) -> Stage:
 @given(costs=COSTS, threads=THREADS)
 def test_parts_make_a_whole(costs: list[float], threads: int) -> None:
     for parts in divide(costs, threads):
-        assert parts[0][0] == 0 and parts[-1][1] == 1
+        assert (parts[0][0], parts[-1][1]) == (0, 1)
         assert all(end == begin for (_, end), (begin, _) in itertools.pairwise(parts))
         assert all(begin < end for begin, end in parts)
 

@@ -19,12 +19,12 @@ from workloads.reference import run
 
 @pytest.fixture
 def times(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Tuning]]:
-    """Instead of a clock: wider tiles are faster, and prefetching helps; what was measured, by step."""
+    """Instead of a clock: wider tiles are faster; what was measured, by step."""
     seen: dict[str, list[Tuning]] = {}
 
     def measured(self, step, context, kernels, tunings):  # type: ignore[no-untyped-def]
         seen.setdefault(step.output, []).extend(tunings)
-        return {tuning: -tuning.tile[1] - 0.1 * tuning.ahead for tuning in tunings}
+        return {tuning: -tuning.tile[1] for tuning in tunings}
 
     monkeypatch.setattr(tune_module._Bench, "times", measured)
     return seen
@@ -38,7 +38,6 @@ def test_the_fastest_is_chosen_and_remembered(times: dict[str, list[Tuning]], tm
     for name, tunings in times.items():
         assert found[name].tile[1] == max(tuning.tile[1] for tuning in tunings)
         assert len(tunings) > 2
-        assert found[name].ahead == (found[name].order == "filter")
     times.clear()
     assert tune(graph, weights, find_isa(), Cache.load(tmp_path / "a" / "tunings.json")) == found
     assert not times  # nothing is measured twice
@@ -71,10 +70,10 @@ def test_a_broken_memory_is_an_empty_one(tmp_path: Path, content: str) -> None:
 
 def test_tunings_survive_json(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "tunings.json")
-    cache.keep("a", Tuning((2, 3), 4, 1, "channel"))
-    assert Cache.load(tmp_path / "tunings.json").found == {"a": Tuning((2, 3), 4, 1, "channel")}
+    cache.keep("a", Tuning((2, 3), 4, "channel"))
+    assert Cache.load(tmp_path / "tunings.json").found == {"a": Tuning((2, 3), 4, "channel")}
     with pytest.raises(ValueError, match="not a tuning"):
-        tuning_of({"tile": [1, 1], "filters": 1, "ahead": 0, "order": "row"})
+        tuning_of({"tile": [1, 1], "filters": 1, "order": "row"})
 
 
 def test_a_memory_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
