@@ -15,6 +15,7 @@ from accel_models.result import SimulationResult, describe_error
 from accel_models.testing import small_graph
 from accel_models.validation.workload import layer_graph
 from codesign import show
+from codesign.compiler import host
 from codesign.compiler.host import HostTarget, made_up_weights, owners
 from codesign.compiler.isa import find_isa
 from codesign.compiler.network import build
@@ -56,6 +57,18 @@ def test_what_does_not_run_is_free_and_what_is_absorbed_says_by_whom(result: Sim
     added = result.layer("add")  # the convolution before it writes the sum
     assert (added.cycles, added.kernel, added.bound) == (0, "in b", "none")
     assert {"convolution", "scatter", "lanes"} & set(result.layer("a").kernel.split(" + "))
+
+
+def test_parts_share_the_time_of_whole_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts run one by one take longer than together: layers get their share of what the whole took."""
+
+    def runs(executable, inputs, repeats, by_wall):  # type: ignore[no-untyped-def]
+        names = [part_name(part) for part in executable.network.parts]
+        return np.array([1.0, 2.0, 3.0]), {name: np.full(3, 7.0) for name in names}
+
+    monkeypatch.setattr(host, "_runs", runs)
+    found = HostTarget(repeats=3).simulate(small_graph())
+    assert math.isclose(found.latency_s, 2.0)
 
 
 def test_the_interval_holds_what_is_shown(result: SimulationResult) -> None:

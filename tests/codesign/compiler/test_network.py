@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import codesign
@@ -154,6 +155,41 @@ class Oddities(nn.Module):
 @pytest.mark.parametrize("side", [12, 13, 1 + 2])
 def test_odd_networks(side: int) -> None:
     assert worst(Oddities().eval(), torch.randn(2, 3, side, side)) <= TOLERANCE
+
+
+class Sliced(nn.Module):
+    """A shortcut that takes the last channels of a map, every second pixel of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3, padding=1)
+        self.b = nn.Conv2d(8, 4, 3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.a(x)
+        return self.b(a) + a[:, 4:, ::2, ::2]
+
+
+@pytest.mark.parametrize("side", [6, 9, 13, 40])
+def test_a_shortcut_may_begin_at_any_channel(side: int) -> None:
+    assert worst(Sliced().eval(), torch.randn(1, 3, side, side)) <= TOLERANCE
+
+
+class Pooled(nn.Module):
+    """Negative numbers pooled, with padding and without; what one pooling reads is an answer too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        a = self.conv(x)
+        return a, F.max_pool2d(a, 2), F.max_pool2d(F.hardtanh(a, -2.0, -1.0), 3, 2, 1)
+
+
+@pytest.mark.parametrize("side", [8, 40])
+def test_poolings_of_negative_numbers_and_of_answers(side: int) -> None:
+    assert worst(Pooled().eval(), torch.randn(1, 3, side, side)) <= TOLERANCE
 
 
 class Renamed(nn.Module):
