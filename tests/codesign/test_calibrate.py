@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from pathlib import Path
 
 import numpy as np
@@ -194,7 +195,9 @@ def test_validate_host_compares_prediction_and_run(tmp_path, monkeypatch, capsys
     for row in rows:
         assert min(row["published"], row["predicted"]) > 0
         assert row["error"] == pytest.approx(row["predicted"] / row["published"] - 1)
-        assert "median of 30 runs, 80% of them" in row["source"]
+        low, high = re.search(r"median of 30 runs, 80% of them (\S+) to (\S+) ms", row["source"]).groups()
+        assert float(low) <= row["published"] * 1.001
+        assert float(high) >= row["published"] * 0.999
     graph = Subject.named("lenet5").graph
     assert rows[0]["predicted"] == pytest.approx(1e3 * load_target(spec).simulate(graph).latency_s)
     printed = run(monkeypatch, capsys, "simulate", "resnet8", "--target", spec)[1]
