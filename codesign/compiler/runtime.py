@@ -50,6 +50,7 @@ class _Context:
     """Memory that one caller has for himself, and the programs bound to it.
 
     Attributes:
+        shared: int64; how often threads came to a barrier, and whether one of them never will.
         programs: for each segment, one a thread. calls: the same, whole, as arguments of `ProgramKernel`.
         views: inputs and outputs in torch's order, by name.
     """
@@ -100,6 +101,7 @@ class Executable:
             list(parts) for _, parts in itertools.groupby(network.parts, key=lambda part: isinstance(part, InTorch))
         ]
         self._free: list[_Context] = []
+        self._left: list[_Context] = []  # of calls that were interrupted: a thread may still write there
         self._lock = threading.Lock()
         self._pools: dict[int, ThreadPoolExecutor] = {}
 
@@ -124,7 +126,7 @@ class Executable:
                 if isinstance(part, InTorch):
                     self._interpret(context, part.layer)
             if isinstance(parts[0], Stage):
-                self._native(context.calls[i])
+                self._native(context, context.calls[i])
 
     def profile(self, inputs: Sequence[np.ndarray], repeats: int) -> dict[str, np.ndarray]:
         """Wall time of every part, in running order: name -> seconds, float64 (repeats,).
@@ -141,7 +143,7 @@ class Executable:
                     if isinstance(part, InTorch):
                         self._interpret(context, part.layer)
                     else:
-                        self._native([program.call(place) for program in context.programs[i]])
+                        self._native(context, [program.call(place) for program in context.programs[i]])
                     found[part_name(part)].append(time.perf_counter() - begin)
         finally:
             self._give(context)
@@ -155,12 +157,12 @@ class Executable:
 
     def _give(self, context: _Context) -> None:
         with self._lock:
-            self._free.append(context)
+            (self._left if context.shared[1] else self._free).append(context)
 
     def _context(self) -> _Context:
         """Memory of its own with the constants in place, and the programs bound to it."""
         network = self.network
-        arena, shared = aligned(network.arena), aligned(ALIGNMENT)
+        arena, shared = aligned(network.arena), aligned(ALIGNMENT).view(np.int64)
         scratch = [aligned(network.scratch) for _ in range(network.threads)]
         programs: list[list[Bound]] = []
         for parts in self.segments:
@@ -186,16 +188,20 @@ class Executable:
                 np.copyto(self._view(context, layer.name, layer.shape), network.weights[layer.weight])
         return context
 
-    def _native(self, calls: Sequence[np.ndarray]) -> None:
+    def _native(self, context: _Context, calls: Sequence[np.ndarray]) -> None:
         """Run each thread's calls."""
         if len(calls) == 1:
             self._program(calls[0])
             return
-        with self._lock:  # all at once: of two callers with half their threads each, both would wait for ever
-            waiting = [self._workers().submit(self._program, call) for call in calls[1:]]
-        self._program(calls[0])
-        for future in waiting:
-            future.result()
+        try:
+            with self._lock:  # all at once: of two callers with half their threads each, both would wait for ever
+                waiting = [self._workers().submit(self._program, call) for call in calls[1:]]
+            self._program(calls[0])
+            for future in waiting:
+                future.result()
+        except BaseException:  # interrupted, or no more threads to be had: those that came must not wait for the rest
+            context.shared[1] = 1
+            raise
 
     def _workers(self) -> ThreadPoolExecutor:
         """Threads beside the caller's, of this process: a forked one inherits none that runs."""

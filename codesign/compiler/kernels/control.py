@@ -35,7 +35,10 @@ class ProgramKernel(Kernel):
 
 @dataclass(frozen=True)
 class BarrierKernel(Kernel):
-    """Returns when so many threads have called it: each adds one to a counter and waits for the next multiple."""
+    """Returns when so many threads have called it: each adds one to a counter and waits for the next multiple.
+
+    Where the number behind the counter is not zero, one of them will never come, and nobody waits.
+    """
 
     ARGUMENTS = ("counter", "threads")
 
@@ -54,7 +57,9 @@ class BarrierKernel(Kernel):
         builder.position_at_end(waiting)
         rounds_waited = builder.phi(I32)
         found = builder.load_atomic(counter, "acquire", 8, typ=I64)
-        builder.cbranch(builder.icmp_signed(">=", found, goal), done, spinning)
+        missing = builder.load_atomic(e.advance(counter, 8), "acquire", 8, typ=I64)
+        is_met = builder.icmp_signed(">=", found, goal)
+        builder.cbranch(builder.or_(is_met, builder.icmp_signed("!=", missing, ir.Constant(I64, 0))), done, spinning)
         builder.position_at_end(spinning)
         e.call("llvm.x86.sse2.pause")
         more = builder.add(rounds_waited, ir.Constant(I32, 1))

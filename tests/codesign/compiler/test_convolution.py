@@ -101,7 +101,7 @@ def test_any_window_and_any_zeros(
 @given(
     k=st.sampled_from([4, 8, 13, 16, 32, 40]), c=st.integers(1, 5), h=st.integers(1, 7), w=st.integers(1, 7),
     n=st.sampled_from([1, 1, 2]), stride=st.integers(1, 2), padding=st.integers(0, 2), kept=st.floats(0, 1),
-    share=st.sampled_from([8, 16, 64]), threads=st.integers(1, 2), isa=st.sampled_from(host_isas()),
+    share=st.sampled_from([8, 16, 64]), threads=st.integers(1, 5), isa=st.sampled_from(host_isas()),
 )  # fmt: skip
 def test_small_maps_whose_filters_agree(
     k: int, c: int, h: int, w: int, n: int, stride: int, padding: int, kept: float, share: int, threads: int, isa: str

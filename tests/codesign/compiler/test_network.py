@@ -6,7 +6,7 @@ import pickle
 import signal
 import threading
 import time
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -370,6 +370,33 @@ def test_callers_never_share_the_workers_so_that_all_wait() -> None:
     pairs = zip(recorder.callers[::2], recorder.callers[1::2], strict=True)
     assert len(recorder.callers) == 30
     assert all(first == second for first, second in pairs)
+
+
+class Stingy(ThreadPoolExecutor):
+    """Has one worker to give, then, once, an end of all; then as many as are wanted."""
+
+    def __init__(self, end: BaseException) -> None:
+        super().__init__(2)
+        self.ends: list[BaseException | None] = [None, end]
+        self.futures: list[Future[object]] = []
+
+    def submit(self, fn, /, *args, **kwargs):  # type: ignore[no-untyped-def]
+        if self.ends and (end := self.ends.pop(0)):
+            raise end
+        self.futures.append(super().submit(fn, *args, **kwargs))
+        return self.futures[-1]
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), RuntimeError("can't start new thread")])
+def test_an_interrupted_call_leaves_no_thread_waiting(end: BaseException) -> None:
+    compiled, x = compile_network(lively("digits_cnn"), threads=3), example_input("digits_cnn")
+    executable = compiled.for_shapes(tuple(x.shape))
+    executable._pools = {os.getpid(): (pool := Stingy(end))}
+    with pytest.raises(type(end)):
+        compiled(x)
+    assert len(pool.futures) == 1
+    pool.futures[0].result(timeout=20)  # waits no longer
+    assert torch.equal(compiled(x), compile_network(compiled.lowered, threads=3)(x))
 
 
 def test_a_forked_process_has_threads_of_its_own() -> None:
