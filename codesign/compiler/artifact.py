@@ -3,7 +3,7 @@
 Code is made again when the folder is loaded (a second for a large network): what is read from disk is data alone,
 checked before it is used, and no folder holds code of an older generator.
 
-    plan.json       format, instruction set, threads, tunings by layer, checksums of graph.json and of itself
+    compiled.json   format, instruction set, threads, tunings by layer, checksums of graph.json and of itself
     graph.json      the layer graph, with the checksums of its arrays;  graph.weights/  the arrays
     layers.yaml     the layer-wise representation, to be read
 """
@@ -28,8 +28,8 @@ from workloads.errors import ConfigError, DataError
 from workloads.graph import LayerGraph
 from workloads.store import load_graph, read_json, save_graph, write_file
 
-FORMAT = 1
-PLAN, GRAPH, LAYERS = "plan.json", "graph.json", "layers.yaml"
+FORMAT = "codesign.compiled/1"
+PLAN, GRAPH, LAYERS = "compiled.json", "graph.json", "layers.yaml"
 
 
 def save(folder: Path, network: Network, weights: Mapping[str, np.ndarray], tunings: Mapping[str, Tuning]) -> None:

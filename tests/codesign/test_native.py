@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from codesign import native
+from codesign import native, prune
+from codesign.compiler import load_compiled
 from workloads.data import ImageData, Preprocessing
 from workloads.errors import ConfigError, DataError
 from workloads.models import build, example_input
@@ -67,6 +68,31 @@ def test_times_are_printed_with_layers(folder: Path, capsys: pytest.CaptureFixtu
     assert "100.0%" not in printed  # a layer's share: there are several
 
 
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `codesign prune` leaves behind."""
+    found = tmp_path_factory.mktemp("pruned") / "study"
+    options = {"density": 0.3, "granularity": "pattern"}
+    prune.run(prune.PruneConfig("digits_cnn", "digits", "random", weights="scratch", options=options, epochs=1), found)
+    return found
+
+
+def test_what_was_pruned_is_compiled(pruned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    native.compile_model(str(pruned), tmp_path / "net")
+    assert "digits_cnn for" in capsys.readouterr().out
+    x = example_input("digits_cnn").numpy()
+    with torch.no_grad():
+        expected = prune.load_pruned(str(pruned))(torch.from_numpy(x)).numpy()
+    assert np.abs(load_compiled(tmp_path / "net")(x) - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_a_study_is_not_written_over(pruned: Path) -> None:
+    before = {path.name: path.read_bytes() for path in pruned.iterdir() if path.is_file()}
+    with pytest.raises(ConfigError, match="not empty and not a compiled network"):
+        native.compile_model("digits_cnn", pruned)
+    assert {path.name: path.read_bytes() for path in pruned.iterdir() if path.is_file()} == before
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -76,7 +102,11 @@ def test_times_are_printed_with_layers(folder: Path, capsys: pytest.CaptureFixtu
         (lambda folder: native.run_model(folder, given=folder / "x.npy", check=True), ConfigError, "go with --data"),
         (lambda folder: native.run_model(folder, "mnist", out=folder / "y"), ConfigError, "--out goes with --input"),
         (lambda folder: native.run_model(folder, given=folder / "none.npy"), DataError, "none.npy: cannot be read"),
-        (lambda folder: native.run_model(folder, given=folder / "plan.json"), DataError, "write it with numpy.save"),
+        (
+            lambda folder: native.run_model(folder, given=folder / "compiled.json"),
+            DataError,
+            "write it with numpy.save",
+        ),
         (lambda folder: native.run_model(folder / "none", "mnist"), ConfigError, "holds no compiled network"),
     ],
 )

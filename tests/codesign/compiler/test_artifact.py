@@ -64,8 +64,8 @@ def test_records_can_be_read_and_add_up(folder: Path) -> None:
 
 def change(key: str, value: object) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
-        plan = json.loads((folder / "plan.json").read_text())
-        (folder / "plan.json").write_text(json.dumps({**plan, key: value}))
+        plan = json.loads((folder / "compiled.json").read_text())
+        (folder / "compiled.json").write_text(json.dumps({**plan, key: value}))
 
     return apply
 
@@ -85,16 +85,16 @@ def damage_weights(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / "plan.json").unlink(), "holds no compiled network"),
-        (lambda folder: (folder / "plan.json").write_text("{"), "plan.json: not JSON"),
-        (change("format", 2), "format is 2, this version reads 1"),
+        (lambda folder: (folder / "compiled.json").unlink(), "holds no compiled network"),
+        (lambda folder: (folder / "compiled.json").write_text("{"), "compiled.json: not JSON"),
+        (change("format", "codesign.compiled/2"), "this version reads codesign.compiled/1"),
         (change("isa", "neon"), "instruction set is 'neon'"),
         (change("isa", ["avx2"]), r"instruction set is \['avx2'\], must be one of"),
         (change("threads", 0), "threads is 0, must be an integer >= 1"),
         (change("tunings", {"a": {"tile": [1]}}), "tunings cannot be read"),
         (change("tunings", 3), "tunings cannot be read"),
-        (change("tunings", {"a": asdict(Tuning((1, 1)))}), "plan.json: differs from what was saved"),
-        (change("threads", 2), "plan.json: differs from what was saved"),
+        (change("tunings", {"a": asdict(Tuning((1, 1)))}), "compiled.json: differs from what was saved"),
+        (change("threads", 2), "compiled.json: differs from what was saved"),
         (damage_graph, "graph.json: differs from what was saved"),
         (lambda folder: (folder / "graph.json").unlink(), "graph.json: cannot be read"),
         (damage_weights, "graph.json: "),
