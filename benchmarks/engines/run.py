@@ -66,12 +66,21 @@ def measure(case: str, given: argparse.Namespace) -> dict[str, Any]:
     return {**record, "two_threads": found}
 
 
+def version() -> str:
+    """The commit, marked where tracked files other than results differ from it."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude)results")
+    return (git("describe", "--always") or "unknown") + "-dirty" * bool(changed)
+
+
 def circumstances() -> dict[str, Any]:
     """Where, when and how."""
-    version = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True)
     return {
         "machine": {"cpu": cpu(), "cores": os.cpu_count(), "load": os.getloadavg()[0], "system": platform.system()},
-        "versions": {"codesign": version.stdout.strip() or "unknown", "python": platform.python_version()},
+        "versions": {"codesign": version(), "python": platform.python_version()},
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", "benchmarks/engines/run.py", *sys.argv[1:]]),
     }
