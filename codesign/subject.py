@@ -57,11 +57,14 @@ class Subject:
         if on_unknown not in ("error", "vector"):
             raise ConfigError(f"--unknown {on_unknown!r}: must be error or vector")
         unknown = cast(Literal["error", "vector"], on_unknown)
+        is_written = name.startswith(("table:", "layer:", "layers:"))
+        if shape is not None and (is_written or ":" not in name):
+            raise ConfigError(f"{name}: has an input shape of its own; --input goes with package.module:function")
         if name.endswith(".json"):
             if weights or pretrained:
                 raise ConfigError(f"{name}: a layer graph takes no weights; lower the model with its weights instead")
             return cls(name, saved=(LayerGraph.load(Path(name)),))
-        if name.startswith(("table:", "layer:", "layers:")):
+        if is_written:
             return cls(name, saved=_written_out(name))
         if ":" in name:
             return _imported(name, weights, shape, unknown)

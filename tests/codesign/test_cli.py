@@ -341,6 +341,10 @@ BAD = {
         lambda f: ["lower", f"{own_model(f)}:net", "--input", "1,5,9,9"],
         "1, 5, 9, 9",
     ),
+    "input of a zoo model": (
+        lambda f: ["lower", "digits_cnn", "--input", "1,1,8,8"],
+        "digits_cnn: has an input shape of its own; --input goes with package.module:function",
+    ),
     "input not numbers": (lambda f: ["lower", "os:getcwd", "--input", "a,b"], "must be integers with commas"),
     "input below 1": (lambda f: ["lower", f"{own_model(f)}:net", "--input", "1,3,-9,9"], "sizes must be at least 1"),
     "input without a sample": (
