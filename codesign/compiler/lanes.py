@@ -18,7 +18,7 @@ from codesign.compiler.kernels.pack import GatherKernel
 from codesign.compiler.layout import FLOAT_BYTES, offsets32, plain
 from codesign.compiler.packed import SCRATCH
 from codesign.compiler.plan import Context, Tuning
-from codesign.compiler.program import At, Call, Space, Work
+from codesign.compiler.program import At, Call, Work
 from codesign.compiler.steps import Step
 from codesign.compiler.storage import Kernels, Packing, encode_group
 from codesign.compiler.tiles import Tile, Window, cut, gather_table
@@ -61,9 +61,7 @@ def _is_whole(step: Step, context: Context) -> bool:
     return (its.shape, its.layout, step.residual.first) == (out.shape, out.layout, 0)
 
 
-def plan_lanes(
-    step: Step, context: Context, kernels: Kernels, window: Window, tuning: Tuning, bias: np.ndarray
-) -> list[Work]:
+def plan_lanes(step: Step, context: Context, kernels: Kernels, window: Window, tuning: Tuning) -> list[Work]:
     """The calls of every sample; a dense layer's filters are dealt to the threads."""
     layer, lanes = step.layer, context.isa.lanes
     size = tuning.filters * lanes
@@ -75,14 +73,14 @@ def plan_lanes(
     plane = -(-rows * row // lanes) * lanes * FLOAT_BYTES
     (dy, dx), (p, q) = layer.dilation, (layer.p, layer.q)
     packing = Packing(plane, dy * row * FLOAT_BYTES, dx * FLOAT_BYTES, 0)
-    groups = encode_group(replace(kernels, channel=ranks), bias, packing, members)
+    groups = encode_group(replace(kernels, channel=ranks), context.bias(layer), packing, members)
     headers, stream = context.data.add(groups.headers), context.data.add(groups.stream)
     shapes = tuple(tuple((y * dy, x * dx) for y, x in taps) for taps in groups.shapes)
 
     source, out = context.places[step.inputs[0]], context.places[step.output]
     planes = context.data.add(offsets32(channels * source.plane))
     each = p * q * size * FLOAT_BYTES  # of a group's sums
-    sums = At(Space.SCRATCH, plane * len(channels))
+    sums = SCRATCH + plane * len(channels)
     staged = sums + each * len(members)
     context.need_scratch(staged.offset + out.plane * layer.k)
     works = []
@@ -93,9 +91,8 @@ def plan_lanes(
         table[reads[:, 0] * row + reads[:, 1]] = gather_table(
             source.layout, plain(p, q), source.shape, window, whole, n
         )[:, 0]
-        target = At(Space.SCRATCH, 0)
         where = (len(channels), planes, plane, context.data.add(table), table.size // lanes)
-        pack = Call(GatherKernel(), (source.start, target, *where))
+        pack = Call(GatherKernel(), (source.start, SCRATCH, *where))
         for dealt in np.array_split(np.arange(len(members)), parts):
             calls = [pack]
             for g in dealt:

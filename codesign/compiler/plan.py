@@ -12,6 +12,7 @@ import numpy as np
 from codesign.compiler.isa import Isa
 from codesign.compiler.layout import FLOAT_BYTES, Layout, plain
 from codesign.compiler.program import At, Data
+from workloads.graph import Layer
 
 Shape = tuple[int, int, int, int]
 
@@ -90,6 +91,10 @@ class Context:
     tunings: Mapping[str, Tuning] = field(default_factory=dict)
     read: Mapping[str, np.ndarray] = field(default_factory=dict)
     scratch: int = field(default=0)
+
+    def bias(self, layer: Layer) -> np.ndarray:
+        """float32 (K,): a layer's, zeros where it has none."""
+        return self.weights[layer.bias] if layer.bias else np.zeros(layer.k, np.float32)
 
     def need_scratch(self, size: int) -> None:
         self.scratch = max(self.scratch, size)

@@ -147,8 +147,7 @@ def plan_convolution(step: Step, context: Context) -> Stage:
 def plan_tuned(step: Step, context: Context, kernels: Kernels, tuning: Tuning) -> Stage:
     layer, out = step.layer, context.places[step.output]
     if tuning.order == "lanes":
-        bias = context.weights[layer.bias] if layer.bias else np.zeros(layer.k, np.float32)
-        works = plan_lanes(step, context, kernels, window_of(layer), tuning, bias)
+        works = plan_lanes(step, context, kernels, window_of(layer), tuning)
         return Stage(step.output, tuple(works), _record(step, kernels, tuning, len(works)))
     pool = 1 if step.pool is None else 2
     whole = replace(out.layout, block=(out.layout.block[0] * pool, out.layout.block[1] * pool))
@@ -213,11 +212,6 @@ class _Plan:
         return self.context.isa.lanes * FLOAT_BYTES
 
     @property
-    def bias(self) -> np.ndarray:
-        layer = self.step.layer
-        return self.context.weights[layer.bias] if layer.bias else np.zeros(layer.k, np.float32)
-
-    @property
     def read(self) -> np.ndarray:
         """The filters whose outputs somebody reads."""
         read = self.context.read.get(self.step.output)
@@ -273,7 +267,9 @@ def _by_filter(plan: _Plan) -> Callable[[float, float], Share]:
     """Filters one after another; a share is a run of them, cut by the number of their kernels."""
     data = plan.context.data
     plan.context.need_scratch(plan.packed.size)
-    groups = list(encode(plan.kernels, plan.bias, plan.packing, plan.read, plan.tuning.filters))
+    groups = list(
+        encode(plan.kernels, plan.context.bias(plan.step.layer), plan.packing, plan.read, plan.tuning.filters)
+    )
     stored = [(data.add(part.headers), data.add(part.stream)) for part in groups]
 
     def share(begin: float, end: float) -> Share:
@@ -298,7 +294,7 @@ def _by_channel(plan: _Plan) -> Callable[[float, float], Share]:
     plan.context.need_scratch(plan.packed.size + -(-filters // max(blocks, 1)) * size)
     made: list[tuple[int, Callable[[Tile, int], Call]]] = []
     for mine in np.array_split(plan.read, blocks) if blocks else []:
-        runs = encode_runs(plan.kernels, plan.bias, plan.packing, mine, size)
+        runs = encode_runs(plan.kernels, plan.context.bias(plan.step.layer), plan.packing, mine, size)
         stored = (data.add(runs.headers), len(mine), data.add(runs.counts), data.add(runs.stream))
         made.append((runs.kernels, functools.partial(plan.channel_call, runs.shapes, stored)))
 

@@ -34,7 +34,7 @@ def _plan(step: Step, context: Context) -> Stage:
     weight = np.zeros((filters, layer.c), np.float32)
     weight[: layer.k] = context.weights[layer.weight]
     bias = np.zeros(filters, np.float32)
-    bias[: layer.k] = context.weights[layer.bias] if layer.bias else 0
+    bias[: layer.k] = context.bias(layer)
     weights = context.data.add(weight.reshape(blocks, vectors * lanes, layer.c).transpose(0, 2, 1))
     biases = context.data.add(bias)
     size = vectors * lanes * FLOAT_BYTES
