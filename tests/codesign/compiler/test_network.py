@@ -183,6 +183,17 @@ def test_odd_networks(model: type[nn.Module], side: int) -> None:
     assert worst(model().eval(), torch.randn(2, 3, side, side)) <= TOLERANCE
 
 
+class Elementwise(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([torch.sigmoid(x) * x, F.elu(x) - torch.tanh(x)], 1)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_share_vectors(threads: int) -> None:
+    for side in (1, 9, 40):
+        assert worst(Elementwise().eval(), torch.randn(2, 3, side, side), threads=threads) <= TOLERANCE
+
+
 class Renamed(nn.Module):
     """An input that is read as features long after a convolution has read it as a map."""
 
