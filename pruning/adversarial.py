@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruning.devices import pick_device
+from pruning.devices import pick_device, placed
 from pruning.evaluation import evaluating
 from workloads.data import ImageData
 from workloads.data.images import Preprocessing
@@ -162,7 +162,7 @@ def _right_answers(
     generator = torch.Generator().manual_seed(seed)
     right = dict.fromkeys(("clean", *attacks), 0)
     for x, y in data.batches(batch_size):
-        x, y = x.to(device, memory_format=torch.channels_last), y.to(device)
+        x, y = placed(x, device), y.to(device)
         pictures = {"clean": x}
         pictures |= {kind: one.perturb(model, x, y, data.preprocessing, generator) for kind, one in attacks.items()}
         with torch.no_grad():

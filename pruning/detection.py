@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruning.devices import autocast, pick_device, pick_precision
+from pruning.devices import autocast, pick_device, pick_precision, placed
 from pruning.evaluation import Score, evaluating
 from workloads.data.detection import DetectionData
 
@@ -220,7 +220,7 @@ class Detection:
             try:
                 for x, y in data.batches(BATCH):
                     with autocast(where, chosen):
-                        answer = model(x.to(where, memory_format=torch.channels_last))
+                        answer = model(placed(x, where))
                     loss += float(self.loss(answer, y.to(where))) * len(y)
                     found += detect(answer, self.places.to(where))
             finally:

@@ -10,7 +10,7 @@ import torch
 from workloads.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 PRECISIONS = ("auto", "fp32", "bf16")
 
@@ -66,3 +66,8 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 def place(model: nn.Module, device: torch.device) -> None:
     """Move a model in place, four-dim weights with channels last, which convolutions run faster on."""
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def placed(x: Tensor, device: torch.device) -> Tensor:
+    """An input there; pictures with channels last, sequences and tables as they are."""
+    return x.to(device, memory_format=torch.channels_last) if x.ndim == 4 else x.to(device)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruning.devices import autocast, pick_device, pick_precision
+from pruning.devices import autocast, pick_device, pick_precision, placed
 from workloads.data import ImageData
 from workloads.data.detection import DetectionData
 from workloads.errors import ConfigError
@@ -69,7 +69,7 @@ def evaluate(
         model.to(where)
         try:
             for x, y in data.batches(batch_size):
-                x, y = x.to(where, memory_format=torch.channels_last), y.to(where)
+                x, y = placed(x, where), y.to(where)
                 with autocast(where, chosen):
                     logits = model(x)
                 loss += float(F.cross_entropy(logits.float(), y, reduction="sum"))
@@ -162,7 +162,7 @@ def recalibrate(
             norm.momentum, norm.training = None, True  # no momentum: a plain average over the batches
         for x, _ in data.take(min(limit, len(data))).batches(batch_size, generator, augment):
             with autocast(device, chosen):
-                model(x.to(device, memory_format=torch.channels_last))
+                model(placed(x, device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
 

@@ -36,7 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruning.devices import autocast, pick_device, pick_precision, place
+from pruning.devices import autocast, pick_device, pick_precision, place, placed
 from pruning.evaluation import Labelled, labelled_batches
 from pruning.importance import gradients, rank_units
 from pruning.progress import shown
@@ -318,7 +318,7 @@ def measure(
     place(net, where)
     if adapt_norms:
         _use_batch_statistics(net)
-    batches = [(x.to(where, memory_format=torch.channels_last), y.to(where)) for x, y in found_batches]
+    batches = [(placed(x, where), y.to(where)) for x, y in found_batches]
     base = score(net, batches, chosen)
     found: dict[str, list[tuple[float, float]]] = {variable: [] for variable in task.options}
     total = sum(len(each) for each in task.options.values())

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pruning import checkpoint as checkpoints
 from pruning import masks
-from pruning.devices import autocast, pick_device, pick_precision, place
+from pruning.devices import autocast, pick_device, pick_precision, place, placed
 from pruning.evaluation import Pictures, Score, accuracy, cross_entropy, evaluate, evaluate_loss
 from pruning.progress import shown
 from pruning.schedule import CosineSchedule
@@ -301,7 +301,7 @@ class _Run:
         title = f"epoch {done + 1}/{self.settings.epochs}{self._so_far()}"
         for number, (x, y) in enumerate(shown(batches, title, self.settings.steps_per_epoch, progress)):
             rate = self._set_rate(done * self.settings.steps_per_epoch + number)
-            x, y = x.to(self.device, memory_format=torch.channels_last), y.to(self.device)
+            x, y = placed(x, self.device), y.to(self.device)
             batch_loss, hits = self._step(x, y)
             loss += batch_loss * len(y)
             right = None if right is None or hits is None else right + hits

@@ -131,6 +131,18 @@ class TestThinning:
         assert pruner.sensitivity is not None
         assert pruner.sensitivity.images == 32
 
+    @pytest.mark.parametrize("shape", [(5, 16), (16, 7)])
+    def test_inputs_that_are_no_pictures(self, shape):
+        """Sequences through linear layers, and through convolutions of one dimension."""
+        first = torch.nn.Linear(16, 12) if shape[-1] == 16 else torch.nn.Conv1d(16, 12, 3)
+        last = [torch.nn.Flatten(), torch.nn.LazyLinear(4)]
+        model = torch.nn.Sequential(first, torch.nn.ReLU(), *last)
+        data = [(torch.randn(8, *shape), torch.arange(8) % 4) for _ in range(2)]
+        model(data[0][0])  # which settles the lazy layer
+        pruner = HybridPruning(model, (torch.zeros(2, *shape),), 8, data=data, macs=0.75, multiple=4, weights=False)
+        assert pruner.model[0].weight.shape[0] == 8
+        assert pruner.model(data[0][0]).shape == (8, 4)
+
     def test_macs_of_both_stages(self):
         pruner = hybrid(plan=PLAN, density=0.25, begin=0.0, end=0.0)
         thin = 27 * 8 * 64 + 2 * 9 * 8 * 8 * 64 + 32
