@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,8 +29,11 @@ counts convolutions and linear layers, the dense first layer and classifier incl
 network, all and by weights that are not zero. Latency and energy are those of the pruned network over the dense one,
 priced with the real masks; how far to trust each model is in [validation.md](validation.md). "to start" is points of
 test accuracy against the network that the run started from, "to dense" against an equally long dense run of the same
-seeds; minutes are wall time, beside other work on the machine.
+seeds; minutes are wall time, beside other work on the machine. ± is the standard deviation over seeds.
+Even without it CIFAR-10's {images:,} test images leave a standard error of {error:.2f} points at 91 %, and of up to
+{both:.2f} on the difference of two networks, the less the more of their errors they share.
 """
+IMAGES = 10_000
 
 
 def page() -> str:
@@ -39,7 +43,8 @@ def page() -> str:
         rows = found.setdefault(run.experiment, {}).setdefault(run.label, [])
         if run.result.exists():
             rows.append(current(run))
-    parts = [HEAD]
+    error = 100 * math.sqrt(0.91 * 0.09 / IMAGES)
+    parts = [HEAD.format(error=error, both=math.sqrt(2) * error, images=IMAGES)]
     for name, experiment in experiments().items():
         parts.append(f"## {experiment['title']}\n\nReach: {experiment['reach']}.\n")
         if note := experiment.get("note"):
