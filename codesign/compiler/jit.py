@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,6 +18,9 @@ import numpy as np
 from codesign.compiler.isa import ISAS, Isa
 from codesign.compiler.kernels import Kernel
 from workloads.errors import ConfigError
+
+_LOCK = threading.RLock()
+"""LLVM's objects, and the table of what is compiled, are for one thread at a time."""
 
 
 @functools.cache
@@ -42,7 +46,8 @@ def symbol(kernel: Kernel) -> str:
 
 def assemble(kernels: Iterable[Kernel], isa: Isa) -> bytes:
     """An object file with a function for each kernel."""
-    return bytes(target_machine(isa).emit_object(_module(kernels, isa)))
+    with _LOCK:
+        return bytes(_target_machine(isa).emit_object(_module(kernels, isa)))
 
 
 def text_bytes(kernels: Iterable[Kernel], isa: Isa) -> int:
@@ -67,8 +72,7 @@ def _module(kernels: Iterable[Kernel], isa: Isa) -> Any:
     return parsed
 
 
-@functools.cache
-def target_machine(isa: Isa) -> Any:
+def _target_machine(isa: Isa) -> Any:
     return llvm().Target.from_default_triple().create_target_machine(cpu=isa.cpu, features=isa.features, opt=2)
 
 
@@ -78,16 +82,15 @@ class Code:
     def __init__(self, isa: Isa) -> None:
         self.isa = isa
         self._addresses: dict[str, int] = {}
-        binding = llvm()
-        # The engine owns and frees its target machine, so it gets one of its own.
-        machine = binding.Target.from_default_triple().create_target_machine(cpu=isa.cpu, features=isa.features, opt=2)
-        self._engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
+        # The engine owns and frees its target machine.
+        self._engine = llvm().create_mcjit_compiler(llvm().parse_assembly(""), _target_machine(isa))
 
     def addresses(self, kernels: Iterable[Kernel]) -> dict[Kernel, int]:
         """Address of each kernel's function, compiled if it was not before."""
         wanted = {kernel: symbol(kernel) for kernel in kernels}
-        if missing := [kernel for kernel, name in wanted.items() if name not in self._addresses]:
-            self.load(assemble(missing, self.isa), [wanted[kernel] for kernel in missing])
+        with _LOCK:
+            if missing := [kernel for kernel, name in wanted.items() if name not in self._addresses]:
+                self._load(assemble(missing, self.isa), [wanted[kernel] for kernel in missing])
         return {kernel: self._addresses[name] for kernel, name in wanted.items()}
 
     def function(self, kernel: Kernel) -> Callable[[np.ndarray], None]:
@@ -95,14 +98,19 @@ class Code:
         native = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.addresses([kernel])[kernel])
         return lambda arguments: native(arguments.ctypes.data)
 
-    def load(self, content: bytes, names: Iterable[str]) -> None:
+    def _load(self, content: bytes, names: Iterable[str]) -> None:
         """Take functions from an object file of `assemble`."""
         self._engine.add_object_file(llvm().ObjectFileRef.from_data(content))
         self._engine.finalize_object()
         self._addresses |= {name: self._engine.get_function_address(name) for name in names}
 
 
-@functools.cache
 def code(isa_name: str) -> Code:
-    """The process's kernels of one instruction set: networks share what is equal."""
+    """The process's kernels of one instruction set, kept until it ends: networks share what is equal."""
+    with _LOCK:
+        return _code(isa_name)
+
+
+@functools.cache
+def _code(isa_name: str) -> Code:
     return Code(ISAS[isa_name])

@@ -19,7 +19,7 @@ from codesign.compiler.layout import FLOAT_BYTES, offsets32, plain
 from codesign.compiler.packed import SCRATCH
 from codesign.compiler.plan import Context, Tuning
 from codesign.compiler.program import At, Call, Work
-from codesign.compiler.steps import Step
+from codesign.compiler.steps import Residual, Step
 from codesign.compiler.storage import Kernels, Packing, encode_group
 from codesign.compiler.tiles import Tile, Window, cut, gather_table
 
@@ -55,10 +55,12 @@ def _cost(vectors: int, pixels: int) -> float:
 
 
 def _is_whole(step: Step, context: Context) -> bool:
-    """Whether what is added has the output's channels and layout."""
+    """Whether what is added is all of a tensor of the output's channels and layout."""
     assert step.residual is not None
-    its, out = context.places[step.residual.tensor], context.places[step.output]
-    return (its.shape, its.layout, step.residual.first) == (out.shape, out.layout, 0)
+    residual = step.residual
+    its, out = context.places[residual.tensor], context.places[step.output]
+    is_all = residual == Residual(residual.tensor, channels=out.shape[1])
+    return is_all and (its.shape, its.layout) == (out.shape, out.layout)
 
 
 def plan_lanes(step: Step, context: Context, kernels: Kernels, window: Window, tuning: Tuning) -> list[Work]:
@@ -142,7 +144,7 @@ def _spread(
     calls = [Call(GatherKernel(), (sums, to, len(filters), *constants))]
     if step.residual is not None:
         its = context.places[step.residual.tensor]
-        added = its.batch(n) + (step.residual.start + begin) * its.plane
+        added = its.batch(n) + begin * its.plane
         vectors = len(filters) * out.plane // (lanes * FLOAT_BYTES)
         calls.append(Call(ElementwiseKernel("add", step.activation), (staged, added, target, vectors)))
     return calls

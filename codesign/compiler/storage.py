@@ -114,7 +114,7 @@ def _shapes(mask: np.ndarray, window: tuple[int, int]) -> tuple[tuple[Taps, ...]
     for kind, count in zip(kinds, counts, strict=True):
         normal, _ = _normal(taps[int(kind)])
         work[normal] = work.get(normal, 0) + int(count) * len(normal)
-    shapes = _kept(work, window)
+    shapes = _kept(work, list(taps.values()), window)
     chosen = [_cover(taps[int(kind)], shapes, window) for kind in kinds]
     table = np.array(chosen, dtype=np.int64).reshape(-1, 3)[which]
     return shapes, table[:, 0], table[:, 1], table[:, 2]
@@ -130,13 +130,18 @@ def _normal(taps: Taps) -> tuple[Taps, tuple[int, int]]:
     return tuple((y - dy, x - dx) for y, x in taps), (dy, dx)
 
 
-def _kept(work: dict[Taps, int], window: tuple[int, int]) -> tuple[Taps, ...]:
-    """The shapes with most work, and the whole window if it has to stand in for one that none of them holds."""
+def _kept(work: dict[Taps, int], kinds: list[Taps], window: tuple[int, int]) -> tuple[Taps, ...]:
+    """The shapes with most work, and the whole window if it has to stand in for kernels that none of them holds.
+
+    Args:
+        work: multiplications of each normal shape. kinds: the taps that occur, where they are: a shape that holds
+            them elsewhere may not fit into the window there.
+    """
     limit = RARE * sum(work.values())
     ranked = sorted(work, key=lambda shape: (-work[shape], shape))
     kept = [shape for i, shape in enumerate(ranked) if i < MAX_SHAPES - 1 and work[shape] >= limit]
     whole = tuple((y, x) for y in range(window[0]) for x in range(window[1]))
-    if whole not in kept and any(_fits(shape, kept, window) is None for shape in ranked):
+    if whole not in kept and any(_fits(taps, kept, window) is None for taps in kinds):
         kept.append(whole)
     return tuple(sorted(kept))
 

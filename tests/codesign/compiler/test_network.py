@@ -133,6 +133,26 @@ def test_residuals_of_small_maps(channels: int, threads: int) -> None:
     assert channels % find_isa().lanes or orders == {"lanes"}
 
 
+class PartAdded(nn.Module):
+    """Adds some of the channels, from one on, and zeros for the rest."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(16, 16, 3, padding=1)
+        self.b = nn.Conv2d(16, 16, 3, padding=1)
+        self.first = first
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = torch.relu(self.a(x))
+        return torch.relu(self.b(a) + nn.functional.pad(a[:, self.first : self.first + 12], (0, 0, 0, 0, 0, 4)))
+
+
+@pytest.mark.parametrize("first", [0, 4])
+@pytest.mark.parametrize("isa", host_isas())
+def test_residuals_that_are_a_part_of_a_small_map(first: int, isa: str) -> None:
+    assert worst(PartAdded(first).eval(), torch.randn(1, 16, 4, 4), isa=isa) <= TOLERANCE
+
+
 class Oddities(nn.Module):
     """What the fusing must not get wrong: a tensor read twice, an addition of itself, scaled, a pool read by two."""
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from codesign.compiler.storage import MAX_SHAPES, Kernels, Packing, encode, encode_runs, find_kernels
@@ -39,6 +39,16 @@ def test_every_weight_is_kept_once(k: int, c: int, r: int, s: int, density: floa
     assert kernels.taps >= np.count_nonzero(weight)
     assert len(kernels.shapes) <= MAX_SHAPES
     assert (np.diff(kernels.filter) >= 0).all()
+
+
+@given(common=st.sets(st.integers(0, 8), min_size=1), rare=st.sets(st.integers(0, 8), min_size=1))
+@example(common={0, 4}, rare={2})  # moved to its corner the rare one is held, where it is it is not
+def test_a_rare_kernel_is_held_where_it_is(common: set[int], rare: set[int]) -> None:
+    weight = np.zeros((1, 60, 9), np.float32)
+    weight[:, 1:, list(common)] = 1
+    weight[:, 0, list(rare)] = 2
+    weight = weight.reshape(1, 60, 3, 3)
+    assert np.array_equal(dense(find_kernels(weight), weight.shape, 1), weight)
 
 
 def test_patterns_that_are_shifted_copies_are_one_shape() -> None:
