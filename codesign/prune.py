@@ -238,13 +238,15 @@ def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool
 
 
 def dense_network(config: PruneConfig, images: Mapping[str, Pictures]) -> nn.Module:
-    """What a run starts from."""
+    """What a run starts from; weights that an earlier run removed stay removed."""
+    from pruning.masks import with_masks_in
     from workloads.models import build
 
     file = Path(config.weights) if config.weights not in ("pretrained", "scratch") else None
-    return build(
+    module = build(
         config.model, images["train"].num_classes, file, config.seed, pretrained=config.weights == "pretrained"
     )
+    return module if file is None else with_masks_in(module, file)
 
 
 def teacher(config: PruneConfig, dense: nn.Module) -> nn.Module | None:
@@ -382,7 +384,7 @@ def load_pruned(folder: Path | str) -> nn.Module:
     """
     from torch import nn
 
-    from pruning import masks
+    from pruning.masks import with_masks_in
     from pruning.plan import PruningPlan
     from workloads.models import build, example_input
     from workloads.models.weights import load_weights, read_weights
@@ -391,17 +393,16 @@ def load_pruned(folder: Path | str) -> nn.Module:
     if study.config.get("command") not in ("prune", "trail") or not study.has("result"):
         raise ConfigError(f"{folder}: holds no finished run of codesign prune or codesign trail")
     name = study.config["model"]
-    stored = read_weights(Path(folder) / "model.safetensors")
+    file = Path(folder) / "model.safetensors"
     net: nn.Module = build(name)
     if study.has("plan") and not (plan := PruningPlan.load(study.path("plan"))).is_empty:
         net = plan.apply(net, (example_input(name),))
-    for key, tensor in stored.items():  # of constants that were folded where there was no bias
+    for key, tensor in read_weights(file).items():  # of constants that were folded where there was no bias
         module, _, leaf = key.rpartition(".")
         if leaf == "bias" and getattr(net.get_submodule(module), "bias", 0) is None:
             net.get_submodule(module).bias = nn.Parameter(tensor)
-    load_weights(net, Path(folder) / "model.safetensors")
-    found = {key.removesuffix(masks.SUFFIX): one for key, one in stored.items() if key.endswith(masks.SUFFIX)}
-    return (masks.bake(net, found) if found else net).eval()
+    load_weights(net, file)
+    return with_masks_in(net, file).eval()
 
 
 def _weights(model: nn.Module) -> tuple[int, int]:

@@ -31,6 +31,7 @@ def train_model(
     Raises:
         CodesignError: bad names or options, missing data, an output that is there already or cannot be written.
     """
+    from pruning.masks import with_masks_in
     from pruning.training import fit
     from workloads.models import build
     from workloads.models.weights import save_weights
@@ -45,6 +46,8 @@ def train_model(
         raise ConfigError("--epochs 0: training needs at least one")
     images, objective = load_images(name, data), objective_of(name)
     model = build(name, num_classes=images["train"].num_classes, weights=weights, seed=seed)
+    if weights is not None:
+        model = with_masks_in(model, weights)
     checkpoint = out.with_suffix(".training.pt")
     result = fit(
         model, images["train"], epochs, rate, heldout=images["heldout"], objective=objective, device=device, seed=seed,

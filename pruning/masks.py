@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from workloads.errors import PlanError, ShapeError, unknown_name
+from workloads.models.weights import masks_in
 
 SUFFIX = "_mask"
 Masks = Mapping[str, Tensor]
@@ -99,12 +101,25 @@ def trained_weight(model: nn.Module, name: str) -> nn.Parameter:
 
 
 def masks_of(model: nn.Module) -> dict[str, Tensor]:
-    """Every mask of a model by parameter name, attached or baked."""
-    found = {name: parametrization.mask for name, parametrization in _attached(model).items()}
-    for name, buffer in model.named_buffers():
-        if name.endswith(SUFFIX) and buffer.dtype == torch.bool and _has_parameter(model, name.removesuffix(SUFFIX)):
-            found[name.removesuffix(SUFFIX)] = buffer
+    """Every mask of a model by parameter name, attached or baked; where there are both, what both keep."""
+    found = attached_masks(model)
+    for name, mask in baked_masks(model).items():
+        found[name] = found[name] & mask if name in found else mask
     return found
+
+
+def attached_masks(model: nn.Module) -> dict[str, Tensor]:
+    """The masks that `attach` put on, which `set_masks` changes."""
+    return {name: parametrization.mask for name, parametrization in _attached(model).items()}
+
+
+def baked_masks(model: nn.Module) -> dict[str, Tensor]:
+    """The masks of an earlier pruning, which `bake` left: a bound on those that are attached later."""
+    return {
+        name.removesuffix(SUFFIX): buffer
+        for name, buffer in model.named_buffers()
+        if name.endswith(SUFFIX) and buffer.dtype == torch.bool and _has_parameter(model, name.removesuffix(SUFFIX))
+    }
 
 
 def bake(model: nn.Module, masks: Masks | None = None) -> nn.Module:
@@ -112,7 +127,7 @@ def bake(model: nn.Module, masks: Masks | None = None) -> nn.Module:
 
     Args:
         model: with or without attached or baked masks. Not modified.
-        masks: further ones; where a parameter has one already, a weight is kept if both keep it.
+        masks: further ones. Of several masks of one parameter a weight is kept if all keep it.
 
     Raises:
         PlanError: there is no mask at all, or a name is no parameter.
@@ -131,13 +146,20 @@ def bake(model: nn.Module, masks: Masks | None = None) -> nn.Module:
         _reorder(module, leaf, parametrization.position)
         _store(module, leaf, mask)
     for name, mask in (masks or {}).items():
-        module, leaf = owner(baked, name)
-        mask = _checked(baked, name, mask)
-        old = getattr(module, leaf + SUFFIX, None)
-        _store(module, leaf, mask if old is None else mask & old)
+        _store(*owner(baked, name), _checked(baked, name, mask))
     if not masks_of(baked):
         raise PlanError("nothing to bake: the model carries no mask and none is given")
     return baked
+
+
+def with_masks_in(model: nn.Module, weights: Path) -> nn.Module:
+    """The model, which was filled from a weights file, with the masks that an earlier pruning left in it.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    found = masks_in(weights)
+    return bake(model, found) if found else model
 
 
 def keep_masks(model: nn.Module, optimizer: torch.optim.Optimizer) -> RemovableHandle:
@@ -160,11 +182,9 @@ def keep_masks(model: nn.Module, optimizer: torch.optim.Optimizer) -> RemovableH
 
 @torch.no_grad()
 def apply_masks(model: nn.Module) -> None:
-    """Write zeros where the baked masks say so, in place."""
-    for name, mask in masks_of(model).items():
-        module, leaf = owner(model, name)
-        if not parametrize.is_parametrized(module, leaf):
-            module.get_parameter(leaf).masked_fill_(~mask, 0)
+    """Write zeros where the baked masks say so, in place; behind attached masks too."""
+    for name, mask in baked_masks(model).items():
+        trained_weight(model, name).masked_fill_(~mask, 0)
 
 
 def density(masks: Iterable[Tensor]) -> float:
@@ -279,6 +299,11 @@ def _reorder(module: nn.Module, leaf: str, position: int) -> None:
 
 @torch.no_grad()
 def _store(module: nn.Module, leaf: str, mask: Tensor) -> None:
-    """Zeros into the parameter (filled, since -1 * 0 is not a plain zero), the mask into the buffer."""
+    """Zeros into the parameter (filled, since -1 * 0 is not a plain zero), the mask into the buffer.
+
+    What an earlier mask there removes stays removed.
+    """
+    old = getattr(module, leaf + SUFFIX, None)
+    mask = mask if old is None else mask & old
     module.get_parameter(leaf).masked_fill_(~mask, 0)
     module.register_buffer(leaf + SUFFIX, mask)

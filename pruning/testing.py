@@ -141,6 +141,24 @@ class UnfinishedContract:
 class PrunerContract(UnfinishedContract):
     """Laws of every method; subclass it with a `prune` fixture."""
 
+    def test_zeros_of_an_earlier_pruning_stay(self, prune: Prune) -> None:
+        model = small_net().train()
+        chosen = {
+            name: torch.rand_like(weight) < 0.7 for name, weight in model.named_parameters() if name.startswith("conv")
+        }
+        pruner = prune(masks.bake(model, chosen), (torch.zeros(2, 3, 8, 8),), total_steps=STEPS)
+        loop, data = Loop(pruner), batches(STEPS)
+        loop.run(data[: STEPS // 2])
+        state = loop.state()
+        loop.restore(state)
+        loop.run(data[STEPS // 2 :])
+        found = pruner.finalize()
+        for name, mask in masks.masks_of(found).items():
+            weight = found.get_parameter(name)
+            assert not weight[~mask].any()
+            if name in chosen and weight.shape == chosen[name].shape:  # or whole channels are gone
+                assert not mask[~chosen[name]].any()
+
     def test_the_users_model_is_untouched(self, prune: Prune) -> None:
         model = small_net().train()
         before = copy.deepcopy(model.state_dict())

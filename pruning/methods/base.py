@@ -152,9 +152,10 @@ class Pruner(ABC):
         return torch.zeros((), device=next(self.model.parameters()).device)
 
     def step(self) -> None:
-        """Count one optimizer step and do what the method does after it."""
+        """Count one optimizer step and do what the method does after it; zeros of an earlier pruning stay zeros."""
         self.steps_done += 1
         self.after_step()
+        masks.apply_masks(self.model)
 
     @abstractmethod
     def after_step(self) -> None:

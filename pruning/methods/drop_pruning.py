@@ -251,12 +251,12 @@ class DropPruning(MaskPruner):
 
     def _vectors(self, pool: Pool) -> tuple[Tensor, Tensor]:
         """Mask and magnitude of all weights of a pool: bool and float32, (size,)."""
-        found, scores = masks.masks_of(self.model), self.scores()
+        found, scores = masks.attached_masks(self.model), self.scores()
         live = torch.cat([found[name].flatten() for name in pool.names])
         return live, torch.cat([scores[name].flatten() for name in pool.names]).float()
 
     def _set(self, pool: Pool, kept: Tensor) -> None:
-        old = masks.masks_of(self.model)
+        old = masks.attached_masks(self.model)
         for name, part in zip(pool.names, kept.split(pool.sizes), strict=True):
             new = part.view(old[name].shape)
             if name in self.resting:
@@ -267,7 +267,7 @@ class DropPruning(MaskPruner):
 
     def _rest(self) -> None:
         """Removed weights go back to where they start from when they return."""
-        for name, mask in masks.masks_of(self.model).items():
+        for name, mask in masks.attached_masks(self.model).items():
             values = masks.dense_weight(self.model, name)
             if name in self.resting:
                 self.resting[name] = self.resting[name].to(values.device)

@@ -267,7 +267,7 @@ class HybridPruning(Pruner):
             "plan": self.plan.to_dict(),
             "densities": None if self.densities is None else dict(self.densities),
             "thin_accuracy": self.thin_accuracy,
-            "masks": {name: mask.clone() for name, mask in masks.masks_of(self.model).items()},
+            "masks": {name: mask.clone() for name, mask in masks.attached_masks(self.model).items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -304,7 +304,7 @@ class LearnedThreshold(Pruner):
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "l0_weight": self.l0_weight,
             "pressure": self.pressure,
-            "masks": {name: mask.clone() for name, mask in masks.masks_of(self.model).items()},
+            "masks": {name: mask.clone() for name, mask in masks.attached_masks(self.model).items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

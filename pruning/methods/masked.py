@@ -100,7 +100,7 @@ class MaskPruner(Pruner):
         masks.set_masks(self.model, state["masks"])
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"masks": {k: m.clone() for k, m in masks.masks_of(self.model).items()}}
+        return super().state_dict() | {"masks": {k: m.clone() for k, m in masks.attached_masks(self.model).items()}}
 
 
 class OneShot(MaskPruner):

@@ -325,6 +325,22 @@ def test_dense_is_the_same_training_without_pruning(tmp_path: Path) -> None:
         parse_options("dense", ["density=0.5"])
 
 
+def test_zeros_of_an_earlier_run_stay_zeros(tmp_path: Path) -> None:
+    name, weights = "block2.conv2.weight", tmp_path / "first.safetensors"
+    kept = torch.arange(64 * 64 * 9).view(64, 64, 3, 3) % 3 == 0
+    save_weights(masks.bake(build("digits_cnn"), {name: kept}), weights)
+    start = dataclasses.replace(CONFIG, weights=str(weights), epochs=1)
+    prune.run(dataclasses.replace(start, method="dense", options={}), tmp_path / "dense")
+    prune.run(dataclasses.replace(start, options={"density": 0.5}), tmp_path / "pruned")
+    arguments = ["train", "digits_cnn", "--data", "digits", "--epochs", "1", "--weights", str(weights), "--out"]
+    assert CliRunner().invoke(app, [*arguments, str(tmp_path / "more.safetensors")]).exit_code == 0
+    for file in ("dense/model", "pruned/model", "more"):
+        found = load_file(tmp_path / f"{file}.safetensors")
+        assert found[name][kept].any()
+        assert not found[name][~kept].any()
+        assert not found[f"{name}_mask"][~kept].any()
+
+
 @pytest.mark.parametrize(
     ("method", "text", "message"),
     [

@@ -67,6 +67,17 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(tensors, strict=False)
 
 
+def masks_in(path: Path) -> dict[str, Tensor]:
+    """The bool masks of a file by the name of their parameter; none where the network was not pruned.
+
+    Raises:
+        DataError: as `read_weights`.
+    """
+    tensors = read_weights(path)
+    masks = {key.removesuffix(MASK): mask for key, mask in tensors.items() if key.endswith(MASK)}
+    return {name: mask for name, mask in masks.items() if name in tensors and mask.dtype == torch.bool}
+
+
 def save_weights(model: nn.Module, path: Path) -> None:
     """Store parameters and buffers, all or nothing: a killed run leaves the old file or none.
 
