@@ -105,6 +105,7 @@ class PruneOutcome:
             cannot be quantised.
         nonzero_macs: multiplications of the pruned network by weights that are not zero.
         robust: under attack, by "dense" (a trained one) and "pruned", as `pruning.adversarial.Robustness`.
+        notes: what the method says of its run: what it left alone, what a check found.
     """
 
     dense_test: float | None
@@ -119,6 +120,7 @@ class PruneOutcome:
     removed_channels: int = 0
     nonzero_macs: float = 0.0
     robust: Mapping[str, Robustness] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def compression(self) -> float:
@@ -141,7 +143,7 @@ class PruneOutcome:
             name: (SimulationResult.from_dict(a), SimulationResult.from_dict(b))
             for name, (a, b) in data["targets"].items()
         }
-        return cls(**numbers, priced=priced)
+        return cls(**numbers | {"notes": tuple(numbers.get("notes", ()))}, priced=priced)
 
 
 def parse_options(method: str, texts: Sequence[str]) -> dict[str, Any]:
@@ -232,7 +234,7 @@ def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool
         shrunk.plan.save(study.path("plan"))
     save_weights(sparse, out / "model.safetensors")
     seconds = sum(epoch.seconds for epoch in fitted.history)
-    outcome = measured(config, module, sparse, images, seconds, shrunk)
+    outcome = measured(config, module, sparse, images, seconds, shrunk, () if pruner is None else pruner.notes)
     write_json(study.path("result"), {"seconds": outcome.seconds, "result": outcome.to_dict()})
     return outcome
 
@@ -264,11 +266,12 @@ def measured(
     images: Mapping[str, Pictures],
     seconds: float,
     shrunk: Shrunk | None = None,
+    notes: tuple[str, ...] = (),
 ) -> PruneOutcome:
     """Test both networks once and price them.
 
     Args:
-        shrunk: how `sparse` lost its dead channels, if it did.
+        shrunk: how `sparse` lost its dead channels, if it did. notes: of the method.
     """
     from workloads.lowering import lower
     from workloads.models import example_input
@@ -290,6 +293,7 @@ def measured(
         removed_channels=0 if shrunk is None else sum(shrunk.plan.removed.values()),
         nonzero_macs=_nonzero_macs(after),
         robust=_robustness(config, dense, sparse, images["test"]),
+        notes=notes,
     )
 
 
@@ -442,6 +446,8 @@ def report(config: PruneConfig, outcome: PruneOutcome, folder: Path, made: str =
         screen.print(removed)
     for name, row in outcome.robust.items():
         screen.print(f"{name} under attack: {row}")
+    for note in outcome.notes:
+        screen.print(note)
     options = ", ".join(f"{name} {value}" for name, value in config.options.items())
     paths = []
     for name, (before, after) in outcome.priced.items():
@@ -455,7 +461,7 @@ def report(config: PruneConfig, outcome: PruneOutcome, folder: Path, made: str =
             said.append(f"{removed}, since nothing depended on them; plan.json names them")
         if int8 and _is_int8(machine):
             said.append(f"{int8} of the pruned network, quantised after training")
-        said += [f"{each} under attack: {row}" for each, row in outcome.robust.items()]
+        said += [*outcome.notes, *(f"{each} under attack: {row}" for each, row in outcome.robust.items())]
         known = outcome.dense_test if outcome.dense_test is not None else outcome.test
         record = ReportRecord(
             title=f"{config.model} with {config.method} ({options or 'default options'}) on {before.title}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -73,8 +73,28 @@ def chosen_weights(
         spared |= set() if prune_pointwise else {name for name in order if _is_pointwise(model.get_submodule(name))}
     found = {name: layers[name] for name in order if name not in spared and (named is None or name in named)}
     if not found:
-        raise PlanError(f"nothing to prune: all {len(order)} layers with weights are kept dense; prune_first=True?")
+        left = "; ".join(left_dense(model, ()))
+        raise PlanError(f"nothing to prune: {left}; try prune_first=True or prune_last=True")
     return found
+
+
+def left_dense(model: nn.Module, chosen: Collection[str]) -> tuple[str, ...]:
+    """What a method leaves as it is, a line each: layers that were not chosen, and weights of kinds it does not know.
+
+    Args:
+        model: without attached masks. chosen: names of layers, as `chosen_weights` gives them.
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, WEIGHTED)}
+    spared = [name for name in layers if name not in chosen]
+    others = [
+        f"{name}.{leaf} ({type(module).__name__})" if name else f"{leaf} ({type(module).__name__})"
+        for name, module in model.named_modules()
+        for leaf, weight in module.named_parameters(recurse=False)
+        if weight.dim() > 1 and name not in layers
+    ]
+    said = [f"left dense, as first layer, classifier or asked for: {', '.join(spared)}"] if spared else []
+    kinds = ", ".join(kind.__name__ for kind in WEIGHTED)
+    return (*said, *([f"left dense, since only weights of {kinds} are pruned: {', '.join(others)}"] if others else []))
 
 
 def _is_pointwise(layer: nn.Module) -> bool:

@@ -69,6 +69,7 @@ class Pruner(ABC):
         model: the prepared copy that the user trains.
         total_steps: optimizer steps that training will have; schedules are measured against it.
         steps_done: how often `step` was called.
+        notes: what the user should know beside the numbers, a line each: what is left alone, what a check found.
         settings: the options it was made with, defaults included: those that are numbers, text, or lists or
             mappings of these.
     """
@@ -91,6 +92,7 @@ class Pruner(ABC):
         self.model = copy.deepcopy(model)
         self.total_steps = total_steps
         self.steps_done = 0
+        self.notes: tuple[str, ...] = ()
 
     @classmethod
     def options(cls) -> dict[str, inspect.Parameter]:
@@ -146,6 +148,16 @@ class Pruner(ABC):
         if first == last and not may_be_empty:
             raise PlanError(self.refusal(f"both are step {first} of {self.total_steps}; train longer", **given))
         return first, last
+
+    def steps_between(self, frequency: int | None, default: int) -> int:
+        """Optimizer steps between updates: what was asked for, or else the default, but at least one.
+
+        Raises:
+            PlanError: fewer than one.
+        """
+        if frequency is not None and frequency < 1:
+            raise PlanError(self.refusal("must be at least 1: optimizer steps between updates", frequency=frequency))
+        return frequency or max(1, default)
 
     def loss(self) -> Tensor:
         """What the method adds to the training loss: a scalar; zero unless a method says otherwise."""

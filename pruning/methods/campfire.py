@@ -109,7 +109,7 @@ class Campfire(Gradual):
         if not 0 <= split <= 1:
             raise ConfigError(f"split {split}, must lie in 0..1: 1 leaves most to windows, 0 all to kernels")
         self.form, self.split = granularity, split
-        every = frequency or max(1, round((end - begin) * total_steps) // 30)
+        every = self.steps_between(frequency, round((end - begin) * total_steps) // 30)
         super().__init__(
             model, example_inputs, total_steps, density=density, granularity="window", begin=begin, end=end,
             frequency=every, **options,

@@ -182,15 +182,13 @@ class DropPruning(MaskPruner):
             raise PlanError(f"rho {rho}, p_out {p_out}, p_in {p_in}: each must lie in (0, 1], p_in may be 0")
         if not (0 <= closing < 1 and 0 <= layer_floor <= 1):
             raise PlanError(f"closing {closing}, layer_floor {layer_floor}: needs 0 <= closing < 1, 0 <= floor <= 1")
-        if frequency is not None and frequency < 1:
-            raise PlanError(self.refusal("must be at least 1", frequency=frequency))
         if recover not in ("zero", "last"):
             raise unknown_name("recover", recover, ("zero", "last"))
         self.rho, self.p_out, self.closing, self.recover = rho, p_out, closing, recover
         self.generator = torch.Generator().manual_seed(seed)
         self.masks_at(self.density)  # what cannot be carried out is said now
         self.pools = self._pools(p_in, layer_floor)
-        self.every = frequency or self._slowest(p_in)
+        self.every = self.steps_between(frequency, self._slowest(p_in))
         self.count = (self.last - self.first) // self.every
         for pool in self.pools:
             self._check(pool)

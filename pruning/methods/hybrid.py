@@ -163,10 +163,9 @@ class HybridPruning(Pruner):
             raise PlanError(f"density {density}, must be above 0 and below 1; weights=False leaves weights alone")
         self.first, last = self.phase(begin, end, may_be_empty=True)
         self.last = max(last, self.first + 1)
+        self.frequency = self.steps_between(frequency, (self.last - self.first) // 100)
         if check is not None and not 0 <= check <= 1:
             raise PlanError(f"check {check}, must be in 0 .. 1: the accuracy that thinning may cost")
-        if frequency is not None and frequency < 1:
-            raise PlanError(f"frequency {frequency}, must be at least 1: optimizer steps between updates")
         if plan is not None and (macs is not None or tolerance is not None):
             raise PlanError("plan= says which channels stay; give no macs or tolerance beside it")
         if data is None and (plan is None or check is not None):
@@ -192,8 +191,9 @@ class HybridPruning(Pruner):
         self.thin_accuracy: float | None = None
         self._dense_accuracy = self._accuracy(model) if check is not None else None
         self.densities: dict[str, float] | None = None
-        self.frequency = frequency or max(1, (self.last - self.first) // 100)
         self.names: tuple[str, ...] = ()
+        if weights and check is None:
+            self.notes = ("weights are pruned without a check of the thinner network's accuracy (check=)",)
         if weights:
             layers = chosen_weights(self.model, example_inputs, prune_first=prune_first, prune_last=prune_last)
             self.names = tuple(layers.values())
@@ -225,7 +225,11 @@ class HybridPruning(Pruner):
         """By parameter, those that lose weights; none where the thinner network does not pass the check."""
         if self._dense_accuracy is not None:
             self.thin_accuracy = self._accuracy(self.model)
-            if self.thin_accuracy < self._dense_accuracy - (self._check or 0.0):
+            is_passed = self.thin_accuracy >= self._dense_accuracy - (self._check or 0.0)
+            said = f"the thinner network had {self.thin_accuracy:.2%}, the dense one {self._dense_accuracy:.2%}"
+            done = "passed, weights were pruned" if is_passed else "failed, weights were not pruned"
+            self.notes = (f"accuracy check {done}: {said} ({self._check:.2%} may be lost)",)
+            if not is_passed:
                 return {}
         if self.density is not None:
             return dict.fromkeys(self.names, self.density)
@@ -267,6 +271,7 @@ class HybridPruning(Pruner):
             "plan": self.plan.to_dict(),
             "densities": None if self.densities is None else dict(self.densities),
             "thin_accuracy": self.thin_accuracy,
+            "notes": list(self.notes),
             "masks": {name: mask.clone() for name, mask in masks.attached_masks(self.model).items()},
         }
 
@@ -286,7 +291,7 @@ class HybridPruning(Pruner):
                     'the pruner with plan=PruningPlan.from_dict(state["plan"])'
                 )
         self.plan, self.densities = plan, state["densities"]
-        self.thin_accuracy = state["thin_accuracy"]
+        self.thin_accuracy, self.notes = state["thin_accuracy"], tuple(state["notes"])
         masks.set_masks(self.model, state["masks"])
 
 

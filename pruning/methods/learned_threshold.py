@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from pruning import masks
 from pruning.granularity import keep_best, kept_count
-from pruning.layers import chosen_weights
+from pruning.layers import chosen_weights, left_dense
 from pruning.masks import MaskedWeight
 from pruning.methods.base import Inputs, Pruner, register
 from pruning.trail import Trail
@@ -200,6 +200,7 @@ class LearnedThreshold(Pruner):
         _check(density, l0_weight, temperature, update, rate, granularity)
         layers = chosen_weights(self.model, example_inputs, keep=keep, prune_first=prune_first, prune_last=prune_last)
         self.names = tuple(layers.values())
+        self.notes = left_dense(self.model, layers)
         weights = [masks.dense_weight(self.model, name).float() for name in self.names]
         flat = [name for name, w in zip(self.names, weights, strict=True) if not w.abs().flatten().var() > 0]
         if flat:
@@ -333,7 +334,10 @@ class LearnedThreshold(Pruner):
             task = torch.zeros_like(sigma) if gradient is None else (slope * (gradient.float() - own)).sum()
             found.append(-task - self.strength * sigma)
         self.kept = ()
-        self.scaled.grad = torch.stack(found).cpu().float() * self.scale
+        slopes = torch.stack(found).cpu().float() * self.scale
+        if not slopes.isfinite().all():  # a step that a gradient scaler left out
+            return
+        self.scaled.grad = slopes
         self.optimizer.step()
         most = torch.stack([weight.detach().float().square().max() for _, weight in self._weights()]).cpu()
         self.scaled.copy_(self.scaled.clamp(min=0).minimum(most * (1 - 1e-3) / self.scale))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pruning import masks
 from pruning.filters import filter_companions, is_transposed, kept_filters
 from pruning.granularity import check_granularity, largest_density, mask
-from pruning.layers import chosen_weights
+from pruning.layers import chosen_weights, left_dense
 from pruning.masks import MaskedWeight
 from pruning.methods.base import Inputs, Pruner
 from pruning.patterns import PatternLibrary
@@ -73,6 +73,7 @@ class MaskPruner(Pruner):
         else:
             self.density = density
         self.names = tuple(layers.values())
+        self.notes = left_dense(self.model, layers)
         self.granularity, self.scope, self.library = granularity, scope, library
         is_filter = granularity == "filter"
         self.companions = filter_companions(self.model, example_inputs, self.names) if is_filter else {}
@@ -155,7 +156,7 @@ class Gradual(MaskPruner):
         super().__init__(model, example_inputs, total_steps, **options)
         self.masks_at(self.density)  # what cannot be carried out is said now
         first, last = self.phase(begin, end)
-        every = frequency or max(1, (last - first) // 100)
+        every = self.steps_between(frequency, (last - first) // 100)
         by_name = self.density if isinstance(self.density, Mapping) else {"": self.density}
         if not any(share < 1 for share in by_name.values()):
             raise PlanError(f"density {self.density} removes nothing; choose one below 1")

@@ -84,8 +84,9 @@ class NetworkPruningNetwork(Pruner):
     default, with one threshold on all logits instead of zero, since logits fall together and may pass zero in a few
     batches, far below any budget; rates that fall to zero, so that gates come to rest; what the last layers read,
     averaged over positions and normalised over channels to norm one, as what the heads read; a backbone that learns at
-    a tenth of the heads' rate; no dropout in the pruner network. Groups that nothing reads by weights of its own (lone
-    queries and keys) are left alone.
+    a tenth of the heads' rate; no dropout in the pruner network. Mixed precision in bf16: while the gates are learnt
+    the target has no gradients, which `torch.amp.GradScaler` (fp16) refuses. Groups that nothing reads by weights of
+    its own (lone queries and keys) are left alone.
 
     Raises:
         PlanError: no channel group can be gated, a last layer is no module, an option is out of range, or the floors

@@ -136,7 +136,6 @@ class SparseGPT(OneShot):
             raise PlanError(f"dampening {dampening}, block_size {block_size}: need at least 0 and at least 1")
         self.data, self.images, self.dampening, self.block_size = data, images, dampening, block_size
         self.is_sequential = is_sequential
-        self.notes: tuple[str, ...] = ()
         super().__init__(model, example_inputs, total_steps, granularity=granularity, **options)
 
     def prepare(self, example_inputs: Inputs) -> None:
@@ -144,7 +143,7 @@ class SparseGPT(OneShot):
         self.found = super().masks_at(self.density)
         layers = {name.rpartition(".")[0]: name for name in self.names if not self.found[name].all()}
         plain = [layer for layer in layers if _is_plain(self.model.get_submodule(layer))]
-        self.notes = tuple(f"{layer}: pruned by magnitude, {_OTHERS}" for layer in layers if layer not in plain)
+        self.notes += tuple(f"{layer}: pruned by magnitude, {_OTHERS}" for layer in layers if layer not in plain)
         for together in [[layer] for layer in plain] if self.is_sequential else [plain]:
             batches = labelled_batches(self.data, 32, self.images)
             for layer, hessian in input_sums(self.model, together, batches, _gram).items():

@@ -48,6 +48,37 @@ class TestRecurrent(UnfinishedContract):
         return functools.partial(method(name), **ON_RECURRENT.get(name, USUAL), **data)
 
 
+@pytest.mark.parametrize("name", [name for name, found in methods().items() if "frequency" in found.options()])
+def test_updates_are_at_least_a_step_apart(name):
+    data = {"data": batches(1)} if method(name).NEEDS_DATA else {}
+    with pytest.raises(PlanError, match=f"option frequency=0 of {name}: must be at least 1: optimizer steps"):
+        method(name)(small_net(), EXAMPLE, 8, frequency=0, **data)
+
+
+class Mixed(nn.Module):
+    """Weights of kinds that methods prune, and of kinds that they do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.matrix = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.second(self.first(x)) @ self.matrix
+        return self.last(self.attention(x, x, x)[0])
+
+
+@pytest.mark.parametrize("name", ["gradual_magnitude", "learned_threshold"])
+def test_what_stays_dense_is_said(name):
+    pruner = method(name)(Mixed(), (torch.zeros(2, 5, 8),), total_steps=8, density=0.5)
+    chosen, others = pruner.notes
+    assert chosen == "left dense, as first layer, classifier or asked for: first, last, attention.out_proj"
+    assert others.endswith("are pruned: matrix (Mixed), attention.in_proj_weight (MultiheadAttention)")
+    with pytest.raises(PlanError, match=r"nothing to prune: left dense.* matrix \(Mixed\).*; try prune_first=True"):
+        method(name)(Mixed(), (torch.zeros(2, 5, 8),), total_steps=8, density=0.5, keep=["second"])
+
+
 class TestRegistry:
     def test_every_method_has_its_own_name(self):
         assert {"one_shot_magnitude", "gradual_magnitude"} <= set(methods())
@@ -147,7 +178,7 @@ class TestGradual:
         ({"density": {"conv1": 2.0}}, "density|sparsity"),
         ({"density": {}}, "nothing to prune"),
         ({"keep": ("norm",)}, "unknown layer with weights 'norm'"),
-        ({"keep": ("conv1", "conv2")}, "nothing to prune: all 4 layers"),
+        ({"keep": ("conv1", "conv2")}, "nothing to prune: left dense.*: stem, conv1, conv2, head; try prune_first"),
         ({"granularity": "filtre"}, "unknown granularity"),
         ({"scope": "both"}, "unknown scope"),
         ({"scope": "global", "density": {"conv1": 0.5}}, "scope 'global' ranks single weights"),

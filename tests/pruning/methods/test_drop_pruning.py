@@ -225,7 +225,6 @@ def test_certain_removal_without_return_is_iterative_magnitude_pruning():
         ({"p_in": -0.1}, r"each must lie in \(0, 1\]"),
         ({"p_in": 0.5}, "p_in 0.5 holds the density at 0.909, 0.3 is wanted; leave p_in out"),
         ({"closing": 1.0}, "needs 0 <= closing < 1"),
-        ({"frequency": 0}, "option frequency=0 of drop_pruning: must be at least 1"),
         ({"recover": "mean"}, "unknown recover 'mean'"),
         ({"total_steps": 8}, "6 pruning steps of rho 0.1, p_out 0.5, p_in .* is wanted; raise p_out or rho, prune"),
     ],

@@ -217,6 +217,11 @@ class TestWeights:
             pruner.step()
         assert kept(pruner)["conv1.weight"] == count
         assert (pruner.thin_accuracy == 1) == (not is_broken)
+        done = "failed, weights were not pruned" if is_broken else "passed, weights were pruned"
+        assert pruner.notes[0].startswith(f"accuracy check {done}: the thinner network had ")
+        other = hybrid(model, plan=PLAN, data=own, check=0.0, density=0.5, begin=0.25, end=0.25)
+        other.load_state_dict(pruner.state_dict())
+        assert other.notes == pruner.notes
         assert pruner.is_settled
 
 
@@ -280,7 +285,6 @@ def test_bf16_channels_last_copied_and_compiled():
         ({"keep": ("conv2",)}, "'conv2' is in channel group 'stem'"),
         ({"density": 1.0}, "density 1.0, must be above 0 and below 1"),
         ({"check": 2.0}, "check 2.0, must be in 0 .. 1"),
-        ({"frequency": 0}, "frequency 0, must be at least 1"),
         ({"data": None}, "hybrid_pruning measures on pictures"),
         ({"data": []}, "data holds no batch"),
         ({"plan": PLAN, "check": 0.1}, "hybrid_pruning measures on pictures"),

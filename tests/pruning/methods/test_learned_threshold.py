@@ -163,6 +163,19 @@ class TestGradients:
 
 
 class TestThresholds:
+    def test_a_step_that_a_gradient_scaler_leaves_out_moves_no_threshold(self):
+        pruner = LearnedThreshold(small_net(), EXAMPLE, 8, density=0.5)
+        loop, data = Loop(pruner), batches(4)
+        loop.run(data[:2])
+        before = pruner.scaled.clone()
+        loss = F.cross_entropy(pruner.model(data[2][0]), data[2][1]) + pruner.loss()
+        (loss * math.inf).backward()
+        pruner.step()
+        assert torch.equal(pruner.scaled, before)
+        loop.run(data[3:])
+        assert pruner.scaled.isfinite().all()
+        assert not torch.equal(pruner.scaled, before)
+
     def test_nothing_of_the_method_is_a_parameter(self):
         pruner = prepared()
         assert masks.parameter_names(pruner.model) != []

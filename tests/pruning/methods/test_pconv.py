@@ -119,6 +119,17 @@ class TestRecurrence:
         assert pruner.loss() == 0
         assert masks.masks_of(pruner.model)["conv.weight"].flatten().nonzero().flatten().tolist() == [0, 4]
 
+    def test_a_dual_takes_up_a_share_of_the_distance(self):
+        weight = torch.zeros(1, 1, 3, 3)
+        weight[0, 0, 0, 0], weight[0, 0, 1, 1], weight[0, 0, 2, 2] = 3.0, 5.0, 2.0
+        pruner = prepared(weight, 6, library=TWO, density=2 / 9, frequency=2, rho=(1.0, 1.0), dual_step=0.25)
+        one = pruner.constraints["pattern/conv.weight"]
+        for expected in (0.5, 1.0):  # a quarter of the two that were left out; then 2.5 would be, of which W is 2
+            pruner.step()
+            pruner.step()
+            assert one.nearest.diagonal(dim1=2, dim2=3).tolist() == [[[3, 5, 0]]]
+            assert one.dual.diagonal(dim1=2, dim2=3).tolist() == [[[0, 0, expected]]]
+
     def test_nothing_pulls_before_the_beginning(self):
         pruner = PConv(small_net(), EXAMPLE, 8, density=0.2, begin=0.5, end=0.75, frequency=1, rho=(1.0, 1.0))
         loop, pulls = Loop(pruner), []
@@ -257,6 +268,7 @@ class TestResult:
         ({"density": 0.0}, "density 0 of"),
         ({"rho": (0.0, 1.0)}, "rho .* needs 0 < first <= last"),
         ({"rho": (1.0, 0.1)}, "rho .* needs 0 < first <= last"),
+        ({"dual_step": 0.0}, "option dual_step=0.0 of pconv: must be above 0 and at most 1"),
         ({"begin": 0.5, "end": 0.5}, "must be 0 <= begin < end <= 1"),
         ({"frequency": 0}, "frequency"),
         ({"library": 57}, r"57 patterns asked for, possible are 1\.\.56"),
