@@ -167,7 +167,7 @@ def two_threads(rows: Rows) -> str:
     )
     lines = [
         [CASES[case].title, ENGINES[name].title, *(f"{1e3 * found[key]:.3g}" for key in ("one_s", "two_s")),
-         f"{found['speedup']:.2f}x", f"{found['ceiling']:.2f}x", f"{found['speedup'] / found['ceiling']:.2f}"]
+         f"{found['speedup']:.3f}x", f"{found['ceiling']:.3f}x", f"{found['speedup'] / found['ceiling']:.3f}"]
         for case, row in rows.items()
         for name, found in row["two_threads"].items()
         if "failed" not in found

@@ -1,7 +1,7 @@
 """A compiled network in a folder: its graph, its weights and the tuned plan, but no machine code.
 
-Code is made again when the folder is loaded (a second for a large network): what is read from disk is data alone,
-checked before it is used, and no folder holds code of an older generator.
+Code is made again when the folder is loaded (seconds for a large network: docs/engines.md): what is read from disk is
+data alone, checked before it is used, and no folder holds code of an older generator.
 
     compiled.json   format, instruction set, threads, tunings by layer, checksums of graph.json and of itself
     graph.json      the layer graph, with the checksums of its arrays;  graph.weights/  the arrays

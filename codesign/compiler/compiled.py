@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import threading as threads_module
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,10 @@ Tuner = Callable[[LayerGraph, Mapping[str, np.ndarray], Isa], Mapping[str, Tunin
 """From a graph to tunings of its convolutions."""
 
 
+MOST_THREADS = max(64, os.cpu_count() or 1)
+"""They wait for one another without sleeping: more than there are cores only slow each other down."""
+
+
 class Compiled:
     """A network as native code of this machine; several threads may call it at once.
 
@@ -38,8 +43,8 @@ class Compiled:
     """
 
     def __init__(self, network: Network, threads: int = 1, isa: str = "", tuner: Tuner | None = None) -> None:
-        if threads < 1:
-            raise ConfigError(f"threads is {threads}, must be >= 1")
+        if not 1 <= threads <= MOST_THREADS:
+            raise ConfigError(f"threads is {threads}, must be 1..{MOST_THREADS}")
         self.isa, self.threads = find_isa(isa), threads
         self._network = network if isinstance(network, tuple) else copy.deepcopy(network)
         self._tuner = tuner
@@ -102,7 +107,16 @@ class Compiled:
 
     def _lower(self, shapes: Shapes) -> tuple[LayerGraph, dict[str, np.ndarray]]:
         if not isinstance(self._network, tuple):
-            return lower_with_weights(self._network, [torch.zeros(shape) for shape in shapes])
+            inputs = [torch.zeros(shape) for shape in shapes]
+            try:
+                with torch.no_grad():
+                    self._network(*inputs)
+            except Exception as error:  # whatever the module's own code makes of such inputs
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                raise ShapeError(
+                    f"inputs have shapes {_text(shapes)}, which the module does not take: {reason}"
+                ) from error
+            return lower_with_weights(self._network, inputs)
         graph, weights = self._network
         wanted = tuple(layer.shape for layer in graph.inputs)
         if shapes == wanted:
@@ -134,8 +148,8 @@ def compile_network(
         LoweringError: the module cannot be lowered.
         TypeError: it is none.
 
-    What is skipped differs from torch in one way: a weight that is zero may hide infinities and not-a-numbers of its
-    input, where torch's product of zero and infinity is not a number. docs/compiler.md says what else differs.
+    A weight that is zero may hide infinities and not-a-numbers of its input, where torch's product of zero and
+    infinity is not a number. docs/compiler.md says what else differs from torch.
 
     >>> import torch
     >>> from torch import nn

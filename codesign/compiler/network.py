@@ -56,7 +56,7 @@ class Network:
         parts: stages in running order, and layers that run in torch.
         arena, scratch: bytes that a context needs, the second for each thread.
         data: uint8, constants.
-        places: of all tensors. shapes: of inputs and outputs and whatever torch touches, as the graph has them.
+        places: of all tensors.
         naive: bytes of all tensors beside one another, without reuse.
         weights: arrays of constants and of layers that run in torch.
     """

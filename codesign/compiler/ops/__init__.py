@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from codesign.compiler.plan import plain_layout
 from workloads.graph import Op
 
 if TYPE_CHECKING:
@@ -37,6 +38,11 @@ class Operator:
     layout: Callable[[Step, Sequence[Layout], Shape, int], Layout]
     plan: Callable[[Step, Context], Stage]
     reads: Literal["any", "plain", "tiled", "equal"]
+
+
+def plain_output(step: Step, sources: Sequence[Layout], shape: Shape, lanes: int) -> Layout:
+    """A layout of outputs: torch's order."""
+    return plain_layout(shape)
 
 
 @functools.cache

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from codesign.compiler.kernels.linear import LinearKernel
-from codesign.compiler.layout import FLOAT_BYTES, Layout
-from codesign.compiler.ops import Operator
-from codesign.compiler.plan import Context, Shape, plain_layout
+from codesign.compiler.layout import FLOAT_BYTES
+from codesign.compiler.ops import Operator, plain_output
+from codesign.compiler.plan import Context, Shape
 from codesign.compiler.program import Call, Stage, Work
 from codesign.compiler.steps import Step
 from workloads.graph import Op
@@ -19,10 +19,6 @@ MOST_VECTORS = 8
 
 def _can(step: Step, sources: Sequence[Shape]) -> bool:
     return len(step.layer.shape) == 2
-
-
-def _plain(step: Step, sources: Sequence[Layout], shape: Shape, lanes: int) -> Layout:
-    return plain_layout(shape)
 
 
 def _plan(step: Step, context: Context) -> Stage:
@@ -56,4 +52,4 @@ def _plan(step: Step, context: Context) -> Stage:
     return Stage(step.output, tuple(works))
 
 
-OPERATORS = {Op.LINEAR: Operator(_can, _plain, _plan, "plain")}
+OPERATORS = {Op.LINEAR: Operator(_can, plain_output, _plan, "plain")}

@@ -10,10 +10,10 @@ import numpy as np
 
 from codesign.compiler.kernels.pooling import GlobalMeanKernel, PoolKernel
 from codesign.compiler.layout import FLOAT_BYTES, Layout
-from codesign.compiler.ops import Operator
+from codesign.compiler.ops import Operator, plain_output
 from codesign.compiler.ops.convolution import window_layout, window_of
 from codesign.compiler.packed import SCRATCH, Packed
-from codesign.compiler.plan import Context, Shape, plain_layout
+from codesign.compiler.plan import Context, Shape
 from codesign.compiler.program import At, Call, Space, Stage, Work
 from codesign.compiler.steps import Step
 from workloads.graph import Op
@@ -76,10 +76,6 @@ def _can_average(step: Step, sources: Sequence[Shape]) -> bool:
     return len(step.layer.shape) in (2, 4) and tuple(step.layer.attributes["axes"]) in ((2, 3), (-2, -1))
 
 
-def _plain_output(step: Step, sources: Sequence[Layout], shape: Shape, lanes: int) -> Layout:
-    return plain_layout(shape)
-
-
 def _plan_average(step: Step, context: Context) -> Stage:
     source, out = context.places[step.inputs[0]], context.places[step.output]
     layout, (n, channels, height, width) = source.layout, source.shape
@@ -101,5 +97,5 @@ _POOL = Operator(_can_pool, window_layout, _plan_pool, "any")
 OPERATORS = {
     Op.MAX_POOL: _POOL,
     Op.AVG_POOL: _POOL,
-    Op.MEAN: Operator(_can_average, _plain_output, _plan_average, "tiled"),
+    Op.MEAN: Operator(_can_average, plain_output, _plan_average, "tiled"),
 }

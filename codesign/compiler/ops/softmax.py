@@ -6,9 +6,8 @@ import math
 from collections.abc import Sequence
 
 from codesign.compiler.kernels.softmax import SoftmaxKernel
-from codesign.compiler.layout import Layout
-from codesign.compiler.ops import Operator
-from codesign.compiler.plan import Context, Shape, plain_layout
+from codesign.compiler.ops import Operator, plain_output
+from codesign.compiler.plan import Context, Shape
 from codesign.compiler.program import Call, Stage, Work
 from codesign.compiler.steps import Step
 from workloads.graph import Op
@@ -19,10 +18,6 @@ def _can(step: Step, sources: Sequence[Shape]) -> bool:
     return layer.attributes["axis"] in (-1, len(layer.shape) - 1)
 
 
-def _plain(step: Step, sources: Sequence[Layout], shape: Shape, lanes: int) -> Layout:
-    return plain_layout(shape)
-
-
 def _plan(step: Step, context: Context) -> Stage:
     layer = step.layer
     source, out = context.places[step.inputs[0]].start, context.places[step.output].start
@@ -31,4 +26,4 @@ def _plan(step: Step, context: Context) -> Stage:
     return Stage(step.output, (Work((call,)),))
 
 
-OPERATORS = {Op.SOFTMAX: Operator(_can, _plain, _plan, "plain")}
+OPERATORS = {Op.SOFTMAX: Operator(_can, plain_output, _plan, "plain")}

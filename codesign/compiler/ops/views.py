@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from codesign.compiler.layout import Layout
-from codesign.compiler.ops import Operator
-from codesign.compiler.plan import Context, Shape, plain_layout
+from codesign.compiler.ops import Operator, plain_output
+from codesign.compiler.plan import Context, Shape
 from codesign.compiler.program import Stage
 from codesign.compiler.steps import Step
 from workloads.graph import Op
@@ -16,13 +15,9 @@ def _can(step: Step, sources: Sequence[Shape]) -> bool:
     return True
 
 
-def _plain(step: Step, sources: Sequence[Layout], shape: Shape, lanes: int) -> Layout:
-    return plain_layout(shape)
-
-
 def _plan(step: Step, context: Context) -> Stage:
     """Nothing: the output lies where the input does."""
     return Stage(step.output, ())
 
 
-OPERATORS = {Op.RESHAPE: Operator(_can, _plain, _plan, "plain")}
+OPERATORS = {Op.RESHAPE: Operator(_can, plain_output, _plan, "plain")}

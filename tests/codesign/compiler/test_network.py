@@ -479,6 +479,7 @@ def test_lives_by_hand() -> None:
         (copy.deepcopy, TypeError, r"cannot be copied or pickled; save\(\) keeps it"),
         (lambda c: c(torch.zeros(1, 3, 31, 32)), ShapeError, r"shapes \(1, 3, 31, 32\), the network takes \(1, 3, 32"),
         (lambda c: c(), ShapeError, "inputs have shapes none"),
+        (lambda c: c.__class__(c._network, threads=2000), ConfigError, r"threads is 2000, must be 1\.\.\d+"),
     ],
 )
 def test_bad_inputs_end_in_one_line(call, error, message) -> None:  # type: ignore[no-untyped-def]
@@ -487,9 +488,17 @@ def test_bad_inputs_end_in_one_line(call, error, message) -> None:  # type: igno
         call(compiled)
 
 
+@pytest.mark.parametrize("inputs", [(torch.zeros(1, 5, 8, 8),), (torch.zeros(8),), ()])
+def test_a_module_that_does_not_take_the_inputs_says_so(inputs: tuple[Tensor, ...], capfd) -> None:  # type: ignore[no-untyped-def]
+    compiled = compile_network(zoo("digits_cnn"), example_input("digits_cnn"))
+    with pytest.raises(ShapeError, match=r"inputs have shapes .*, which the module does not take: \S"):
+        compiled(*inputs)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_bad_choices_end_in_one_line() -> None:
     model = zoo("digits_cnn")
-    with pytest.raises(ConfigError, match="threads is 0, must be >= 1"):
+    with pytest.raises(ConfigError, match=r"threads is 0, must be 1\.\.\d+"):
         compile_network(model, threads=0)
     with pytest.raises(ConfigError, match="unknown instruction set 'neon'"):
         compile_network(model, isa="neon")
