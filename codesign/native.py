@@ -55,7 +55,7 @@ def compile_model(
     name, module, example = _module(model, weights, pretrained, shape)
     example = example[:1].repeat(batch, *[1] * (example.dim() - 1))
     begin = time.perf_counter()
-    lowered = lower_with_weights(module, example, name=name)
+    lowered = lower_with_weights(module, example, name=name, on_unknown="vector")
     compiled = compile_network(lowered, example, threads=threads, isa=isa, tune=tune)
     seconds = time.perf_counter() - begin
     network = compiled.first.network
@@ -64,7 +64,7 @@ def compile_model(
     if out is not None:
         compiled.save(out)
         outside = [part.layer.name for part in network.parts if isinstance(part, InTorch)]
-        rest = f", in torch: {', '.join(outside)}" if outside else ""
+        rest = f", {len(outside)} layers of them in torch: {', '.join(outside)}" if outside else ""
         print(f"{out}: {name} for {network.isa.name}, {len(network.parts)} parts{rest}, {seconds:.1f} s")
 
 

@@ -6,6 +6,8 @@ An operator that the table lacks, or whose handler declines, is an error that na
 
 from __future__ import annotations
 
+import itertools
+import math
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -155,11 +157,14 @@ class _Conversion:
         if self._on_unknown != "vector" or not all(site.shapes):
             raise self._error(node, site, tensors, reason)
         if len(site.shapes) == 1:
-            return self._vector_layer(site, tensors, site.shape)
-        return [lambda shape=shape: self._vector_layer(site, tensors, shape) for shape in site.shapes]
+            spelled = _spelled(node, arguments)
+            return self._vector_layer(site, tensors, site.shape, {} if spelled is None else {"arguments": spelled})
+        return [lambda shape=shape: self._vector_layer(site, tensors, shape, {}) for shape in site.shapes]
 
-    def _vector_layer(self, site: Site, tensors: list[Value], shape: tuple[int, ...]) -> Draft:
-        return site.emit(Op.VECTOR, [site.draft(item) for item in tensors], shape, target=site.target)
+    def _vector_layer(
+        self, site: Site, tensors: list[Value], shape: tuple[int, ...], attributes: Mapping[str, Any]
+    ) -> Draft:
+        return site.emit(Op.VECTOR, [site.draft(item) for item in tensors], shape, target=site.target, **attributes)
 
     def _item(self, node: Node, known: Mapping[Node, Value]) -> Value:
         """One output of an operator that has several."""
@@ -263,6 +268,36 @@ def _bound(node: Node) -> list[Any]:
     for argument in schema.arguments[len(found) :]:
         found.append(node.kwargs.get(argument.name, argument.default_value))
     return found
+
+
+def _spelled(node: Node, arguments: Sequence[Value]) -> dict[str, Any] | None:
+    """A call's arguments by name as JSON values, tensors as {"input": place}; None where that does not say it all.
+
+    Only calls without side effects on float32 tensors, with finite numbers beside them, can be repeated from it.
+    """
+    schema = getattr(node.target, "_schema", None)
+    values = [item.meta.get("val") for item in (node, *node.all_input_nodes)]
+    if schema is None or schema.is_mutable or not all(_is_float32(value) for value in values):
+        return None
+    places = itertools.count()
+
+    def spelled(item: Value) -> Any:
+        if isinstance(item, Draft | Constant):
+            return {"input": next(places)}
+        if isinstance(item, list | tuple):
+            return tuple(spelled(part) for part in item)
+        if item is None or (isinstance(item, bool | int | float) and math.isfinite(item)):
+            return item
+        raise UnsupportedError
+
+    try:
+        return {a.name: spelled(item) for a, item in zip(schema.arguments, arguments, strict=True)}
+    except UnsupportedError:
+        return None
+
+
+def _is_float32(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.float32
 
 
 def _callable(node: Node) -> Any:

@@ -54,7 +54,7 @@ def lower(
         model: any module; it is neither modified nor kept.
         example_inputs: tensors as `model(*example_inputs)` takes them, batch first. Only shapes and types matter.
         on_unknown: what to do with an operator that the table lacks: "error", or "vector" to price it as elementwise
-            work, one `Op.VECTOR` layer each (such a graph cannot be run by `workloads.reference`).
+            work, one `Op.VECTOR` layer each. The interpreter runs those whose one output and arguments are plain.
         calibration: inputs on which the zeros of activations are measured (`measure_activation_density`).
         name: of the graph; by default that of the class.
 
@@ -104,7 +104,7 @@ def measure_activation_density(
     """A copy whose layers know which fraction of each output channel is not zero, inputs included.
 
     Args:
-        graph: without `Op.VECTOR` layers.
+        graph: of layers that can run.
         weights: array by key, as `lower_with_weights` gives them.
         inputs: one batch of real inputs for each input layer; any number of samples if the graph can change its batch
             (`LayerGraph.with_batch`), else a multiple of its own.
@@ -112,9 +112,9 @@ def measure_activation_density(
     Raises:
         LoweringError: the graph has a layer that cannot run. ShapeError: the inputs do not fit.
     """
-    from workloads.reference import run_all
+    from workloads.reference import can_run, run_all
 
-    if unknown := [layer.name for layer in graph.layers if layer.op is Op.VECTOR]:
+    if unknown := [layer.name for layer in graph.layers if not can_run(layer)]:
         raise LoweringError(
             f"activation zeros cannot be measured: layer {unknown[0]!r} is priced as vector work only and cannot run; "
             f"leave out calibration"

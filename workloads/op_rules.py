@@ -64,6 +64,19 @@ def _are_integers(value: Any) -> bool:
     return type(value) is tuple and all(_is_integer(item) for item in value)
 
 
+def _are_arguments(value: Any) -> bool:
+    """Of a torch operator by name: numbers, flags, nothing, places of inputs, and lists of these."""
+
+    def fits(item: Any) -> bool:
+        if isinstance(item, Mapping):
+            return list(item) == ["input"] and _is_integer(item["input"])
+        if type(item) is tuple:
+            return all(map(fits, item))
+        return item is None or _is_flag(item) or _is_number(item)
+
+    return isinstance(value, Mapping) and all(_is_text(name) and fits(item) for name, item in value.items())
+
+
 _INTEGERS = ("a list of integers", _are_integers)
 _INTEGER = ("an integer", _is_integer)
 _NUMBER = ("a number", _is_number)
@@ -75,6 +88,7 @@ ATTRIBUTE_TYPES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "after": _INTEGERS,
     "align_corners": _FLAG,
     "alpha": _NUMBER,
+    "arguments": ("numbers, flags, nothing and {input: place} by name, or lists of these", _are_arguments),
     "axes": _INTEGERS,
     "axis": _INTEGER,
     "batch_first": _FLAG,
@@ -421,5 +435,5 @@ RULES: Mapping[Op, Rule] = {
     Op.PIXEL_SHUFFLE: Rule(_pixel_shuffle, needs=("factor", "inverse")),
     Op.UPSAMPLE: Rule(_upsample, needs=("mode",), allows=("align_corners",)),
     Op.RESHAPE: Rule(_reshape),
-    Op.VECTOR: Rule(_nothing, 1, MAX_DIM, needs=("target",)),
+    Op.VECTOR: Rule(_nothing, 1, MAX_DIM, needs=("target",), allows=("arguments",)),
 }

@@ -27,7 +27,8 @@ with. Everything that a layer needs to run is in its fields, its arrays and thes
     pixel_shuffle      factor, inverse
     upsample           mode "nearest" or "bilinear"; align_corners
     expand, reshape    none
-    vector             target; stands for an operator that is priced but not modelled, and cannot run
+    vector             target; stands for an operator that is priced but not modelled. With arguments, by name as torch
+                       takes them and inputs as {"input": place}, torch runs it; without it cannot run
 
 After its operation a layer applies its `activation`. Arithmetic is float32, or float64 when the first input is.
 """
@@ -36,6 +37,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +68,7 @@ def run(
     Raises:
         DataError: an array is missing from `weights`.
         ShapeError: an input or a weight has another shape than the graph says.
-        LoweringError: the graph has an operator that was priced as vector work only.
+        LoweringError: the graph has an operator that was priced as vector work and cannot run.
 
     >>> x = Layer("x", Op.INPUT, (1, 2), k=2, c=2)
     >>> linear = Layer("y", Op.LINEAR, (1, 1), ("x",), c=2, weight="w", activation="relu")
@@ -148,7 +150,7 @@ def apply(layer: Layer, sources: Sequence[Tensor], arrays: Arrays) -> Tensor:
 
     Raises:
         ShapeError: the layer cannot run with these inputs, or gives another shape.
-        LoweringError: it was priced as vector work only.
+        LoweringError: it was priced as vector work and cannot run.
     """
     try:
         found = OPERATIONS[layer.op](layer, sources, arrays)
@@ -364,7 +366,29 @@ def _reshape(layer: Layer, sources: Sequence[Tensor], arrays: Arrays) -> Tensor:
 
 def _vector(layer: Layer, sources: Sequence[Tensor], arrays: Arrays) -> Tensor:
     target = layer.attributes["target"]
-    raise LoweringError(f"layer {layer.name!r}: {target} is priced as vector work only, the interpreter cannot run it")
+    if not can_run(layer):
+        raise LoweringError(
+            f"layer {layer.name!r}: {target} is priced as vector work only, the interpreter cannot run it"
+        )
+    namespace, name, overload = target.split(".")
+    function = getattr(getattr(torch.ops.aten, name, None), overload, None)
+    if namespace != "aten" or function is None or function._schema.is_mutable:
+        raise LoweringError(f"layer {layer.name!r}: {target} is no operator of this torch without side effects")
+
+    def given(item: Any) -> Any:
+        if isinstance(item, Mapping):
+            if not 0 <= (place := item["input"]) < len(sources):
+                raise LoweringError(f"layer {layer.name!r}: {target} reads input {place} of {len(sources)}")
+            return sources[place]
+        return [given(part) for part in item] if isinstance(item, tuple) else item
+
+    found: Tensor = function(**{key: given(item) for key, item in layer.attributes["arguments"].items()})
+    return found
+
+
+def can_run(layer: Layer) -> bool:
+    """Whether a layer can be executed: all but those that are only known to be vector work."""
+    return layer.op is not Op.VECTOR or "arguments" in layer.attributes
 
 
 OPERATIONS: Mapping[Op, Callable[[Layer, Sequence[Tensor], Arrays], Tensor]] = {

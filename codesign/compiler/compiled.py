@@ -116,7 +116,7 @@ class Compiled:
                 raise ShapeError(
                     f"inputs have shapes {_text(shapes)}, which the module does not take: {reason}"
                 ) from error
-            return lower_with_weights(self._network, inputs)
+            return lower_with_weights(self._network, inputs, on_unknown="vector")
         graph, weights = self._network
         wanted = tuple(layer.shape for layer in graph.inputs)
         if shapes == wanted:

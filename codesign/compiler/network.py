@@ -23,8 +23,9 @@ from codesign.compiler.plan import Context, Place, Shape, Tuning, as_image, plai
 from codesign.compiler.program import At, Data, Space, Stage
 from codesign.compiler.records import layout_text
 from codesign.compiler.steps import Residual, Step, steps_of, without_pool
-from workloads.errors import ShapeError
+from workloads.errors import LoweringError, ShapeError
 from workloads.graph import Layer, LayerGraph, Op
+from workloads.reference import can_run
 from workloads.verify import verify_weights
 
 SLACK = 1024
@@ -87,7 +88,14 @@ def build(
 
     Raises:
         DataError, ShapeError: the weights do not fit the graph.
+        LoweringError: a layer can run neither natively nor in torch.
     """
+    if lost := [layer for layer in graph.layers if not can_run(layer)]:
+        target = lost[0].attributes["target"]
+        raise LoweringError(
+            f"layer {lost[0].name!r}: {target} is not compiled, and torch runs such operators only where they give one "
+            "float32 tensor from float32 tensors and numbers; write it with others"
+        )
     order, places, arena, naive = arrange(graph, weights, isa)
     read = channels_read(order, weights, graph.outputs)
     context = Context(isa, weights, places, Data(), threads, tunings or {}, read)

@@ -14,10 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.workloads.lowered import SEQUENCE, Call, X, arrays, check, ops, parameters, randomised
 from workloads.errors import LoweringError, ShapeError
-from workloads.graph import Op
+from workloads.graph import LayerGraph, Op
 from workloads.lowering import lower, lower_with_weights, measure_activation_density
 from workloads.models import build, example_input, models
-from workloads.reference import run
+from workloads.reference import can_run, run
 
 # A norm after a concatenation follows no single layer. Of MixNet-S by its stages: convolutions of several kernels in
 # the first block, and in the others.
@@ -369,8 +369,8 @@ class TestActivationDensity:
         net = nn.Conv2d(6, 4, 1)
         with pytest.raises(ShapeError, match="must be"):
             lower(net, X, calibration=X[:, :3])
-        graph = lower(Call(lambda m, x: torch.exp(x)), X, on_unknown="vector")
-        with pytest.raises(LoweringError, match="'exp' is priced as vector work only"):
+        graph = lower(Call(lambda m, x: torch.sort(x)[0]), X, on_unknown="vector")
+        with pytest.raises(LoweringError, match="'sort' is priced as vector work only"):
             measure_activation_density(graph, {}, X)
 
 
@@ -391,9 +391,33 @@ class TestUnknownOperators:
         graph = lower(self.net(), X, on_unknown="vector")
         unknown = [layer for layer in graph.layers if layer.op is Op.VECTOR]
         assert [(layer.name, layer.shape, layer.attributes) for layer in unknown] == [
-            ("1.cumsum", (2, 4, 8, 8), {"target": "aten.cumsum.default"})
+            (
+                "1.cumsum",
+                (2, 4, 8, 8),
+                {"target": "aten.cumsum.default", "arguments": {"self": {"input": 0}, "dim": 1, "dtype": None}},
+            )
         ]
         assert graph["2"].inputs == ("1.cumsum",)
+
+    @pytest.mark.parametrize(
+        ("function", "can"),
+        [
+            (lambda x: torch.sin(x), True),
+            (lambda x: torch.roll(x, (1, 2), (2, 3)), True),
+            (lambda x: torch.where(torch.ones(8) > 0, x, x + 1), False),  # a condition is no float
+            (lambda x: torch.hypot(x, 2 * x), True),
+            (lambda x: torch.sort(x, 1)[0], False),  # two outputs
+            (lambda x: torch.nan_to_num(x, posinf=math.inf), False),  # no JSON number
+        ],
+    )
+    def test_torch_runs_what_numbers_say(self, function, can, tmp_path):
+        net = Call(lambda m, x: function(m.conv(x)), conv=nn.Conv2d(6, 4, 1))
+        graph, weights = lower_with_weights(net, X, on_unknown="vector")
+        assert all(can_run(layer) for layer in graph.layers) == can
+        if can:
+            graph.save(tmp_path / "graph.json")
+            with torch.no_grad():
+                np.testing.assert_allclose(run(LayerGraph.load(tmp_path / "graph.json"), weights, X), net(X), atol=1e-6)
 
     def test_several_outputs(self):
         graph = lower(Call(lambda m, x: sum(torch.sort(x, dim=1))), X, on_unknown="vector")

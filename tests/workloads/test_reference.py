@@ -27,7 +27,7 @@ from tests.workloads.builders import (
 )
 from tests.workloads.lowered import arrays
 from workloads.activations import ACTIVATIONS
-from workloads.errors import DataError, LoweringError, ShapeError
+from workloads.errors import CodesignError, DataError, LoweringError, ShapeError
 from workloads.graph import Layer, Op
 from workloads.lowering import lower_with_weights
 from workloads.models import build, example_input, models
@@ -416,6 +416,26 @@ def test_a_missing_or_wrong_array_is_named() -> None:
         ShapeError, match=r"layer 'fc' \(linear\): array 'fc.weight' has shape \(4, 10\), must be \(10, 4\)"
     ):
         run(net, weights | {"fc.weight": weights["fc.weight"].T}, *inputs)
+
+
+@pytest.mark.parametrize(
+    ("target", "arguments", "message"),
+    [
+        ("aten.relu_.default", {"self": {"input": 0}}, "aten.relu_.default is no operator of this torch without side"),
+        ("aten.no_such.default", {"self": {"input": 0}}, "aten.no_such.default is no operator of this torch"),
+        ("prims.sin.default", {"self": {"input": 0}}, "prims.sin.default is no operator of this torch"),
+        (
+            "aten.from_file.default",
+            {"filename": "/etc/passwd"},
+            "attribute 'arguments' is .* must be numbers",
+        ),
+        ("aten.sin.default", {"self": {"input": 1}}, "aten.sin.default reads input 1 of 1"),
+    ],
+)
+def test_only_numbers_and_operators_without_side_effects_are_taken(target, arguments, message) -> None:  # type: ignore[no-untyped-def]
+    layers = (IMAGE, plain(Op.VECTOR, (2, 4), IMAGE, target=target, arguments=arguments))
+    with pytest.raises(CodesignError, match=message):
+        run(graph(*layers), {}, *inputs_of(layers))
 
 
 def test_an_operator_that_is_only_priced_cannot_run() -> None:

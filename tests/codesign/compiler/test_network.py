@@ -22,7 +22,7 @@ from codesign.compiler.isa import find_isa, host_isas
 from codesign.compiler.network import InTorch, Network, build
 from codesign.compiler.program import Stage
 from codesign.compiler.steps import steps_of
-from workloads.errors import ConfigError, ShapeError
+from workloads.errors import ConfigError, LoweringError, ShapeError
 from workloads.lowering import lower_with_weights
 from workloads.models import build as zoo
 from workloads.models import example_input
@@ -319,6 +319,30 @@ def test_what_is_not_compiled_runs_in_torch() -> None:
     network = network_of(WithUnknown().eval(), torch.randn(1, 2, 9, 9), threads=2)
     assert [part.layer.name for part in network.parts if isinstance(part, InTorch)] == ["norm", "softmax"]
     assert any(isinstance(part, Stage) for part in network.parts)
+
+
+class Strange(nn.Module):
+    """A convolution between an operator that no table has and another of several outputs."""
+
+    def __init__(self, is_sorted: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 3)
+        self.is_sorted = is_sorted
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(torch.cumsum(x, 2))
+        return torch.sort(x, 1)[0] if self.is_sorted else torch.sin(x)
+
+
+def test_operators_that_no_table_has_run_in_torch() -> None:
+    model, x = Strange(is_sorted=False).eval(), torch.randn(2, 2, 7, 7)
+    compiled = compile_network(model, x)
+    with torch.no_grad():
+        assert torch.allclose(compiled(x), model(x), atol=1e-6)
+    outside = [part.layer.name for part in compiled.first.network.parts if isinstance(part, InTorch)]
+    assert outside == ["cumsum", "sin"]
+    with pytest.raises(LoweringError, match=r"layer 'sort': aten\.sort\.default is not compiled, and torch runs such"):
+        compile_network(Strange(is_sorted=True).eval(), x)
 
 
 def test_calls_take_arrays_and_tensors_and_any_batch() -> None:
