@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,7 +110,7 @@ def run_model(
     compiled = load_compiled(folder, threads)
     if data is not None:
         pictures = load_split(compiled.first.network.graph.name, data, "test")
-        _accuracy(compiled, pictures.take(images) if images else pictures, check)
+        print(measure_answers(compiled, pictures.take(images) if images else pictures, check))
     elif given is not None:
         found = compiled(_read(given))
         answers, *others = found if isinstance(found, tuple) else (found,)
@@ -119,12 +120,41 @@ def run_model(
         print(f"{target}: {tuple(answers.shape)}" + f", the first of {1 + len(others)} outputs" * bool(others))
 
 
-def _accuracy(compiled: Compiled, pictures: Pictures, check: bool) -> None:
-    """Right answers among test images; `check` holds every answer against the interpreter's."""
+@dataclass(frozen=True)
+class Answers:
+    """What a compiled network says of pictures.
+
+    Attributes:
+        images: so many. right: of these, answered rightly. seconds: of all calls.
+        equal: answers that are the interpreter's; worst: largest difference over a batch's largest logit. None where
+            it was not asked.
+    """
+
+    images: int
+    right: int
+    seconds: float
+    equal: int | None = None
+    worst: float | None = None
+
+    def __str__(self) -> str:
+        said = f"accuracy {self.right / self.images:.2%} on {self.images} test images, {self.seconds:.2f} s"
+        said += f" in batches of {BATCH}"
+        if self.equal is None:
+            return said
+        beside = f"{self.equal} of {self.images} answers are the interpreter's"
+        return f"{said}\n{beside}, largest difference {self.worst:.1e} of the largest logit"
+
+
+def measure_answers(compiled: Compiled, pictures: Pictures, check: bool) -> Answers:
+    """Right answers among test images; `check` holds every answer against the interpreter's.
+
+    Raises:
+        ConfigError: the network does not answer with a row of classes a picture.
+    """
     from workloads.reference import run
 
     graph, weights = compiled.lowered
-    right = agree = 0
+    right = equal = 0
     seconds = worst = 0.0
     batches = pictures.batches(BATCH)
     for x, y in shown(batches, "images", -(-len(pictures) // BATCH), enabled=True):
@@ -137,12 +167,9 @@ def _accuracy(compiled: Compiled, pictures: Pictures, check: bool) -> None:
         right += int((answers.argmax(1) == y.numpy()).sum())
         if check:
             expected = np.asarray(run(graph.with_batch(len(x)), weights, x))
-            agree += int((answers.argmax(1) == expected.argmax(1)).sum())
+            equal += int((answers.argmax(1) == expected.argmax(1)).sum())
             worst = max(worst, float(np.abs(answers - expected).max() / np.abs(expected).max()))
-    count = len(pictures)
-    print(f"accuracy {right / count:.2%} on {count} test images, {seconds:.2f} s in batches of {BATCH}")
-    if check:
-        print(f"{agree} of {count} answers are the interpreter's, largest difference {worst:.1e} of the largest logit")
+    return Answers(len(pictures), right, seconds, *((equal, worst) if check else (None, None)))
 
 
 def _read(path: Path) -> np.ndarray:

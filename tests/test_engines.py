@@ -114,6 +114,7 @@ def result(case: str, **milliseconds: float | str) -> dict[str, Any]:
 
 def test_the_page_of_a_result(tmp_path: Path) -> None:
     row = result("vgg16_8x", codesign=10, onnxruntime=45, ncnn=30, mnn="does not load", openvino_bf16=5)
+    row["answers"] = {"right": 9066, "images": 10000, "equal": 9999}
     (tmp_path / "vgg16_8x.json").write_text(json.dumps(row))
     text = report.page(tmp_path)
     assert "| case | fewer weights | ours | ONNX Runtime | ncnn | MNN | *OpenVINO bf16* |" in text
@@ -121,6 +122,7 @@ def test_the_page_of_a_result(tmp_path: Path) -> None:
     assert "| VGG-16 224, 8x | ncnn | 3.00x (4x) | 4.50x (5x) |  |" in text  # LiteRT was not run
     assert "faster than compiled fp32 code in: VGG-16 224, 8x (2.0x)." in text
     assert "* MNN, VGG-16 224, 8x: does not load" in text
+    assert "answers 9,066 of 10,000 test images rightly; 9,999 answers are those of the interpreter." in text
     assert "Not run yet: VGG-16 224, dense;" in text
     assert "## Two threads" not in text
     page = tmp_path / "page.md"
@@ -137,7 +139,7 @@ def test_the_page_of_two_threads(tmp_path: Path) -> None:
     }
     (tmp_path / "vgg16_8x.2threads.json").write_text(json.dumps(row))
     text = report.page(tmp_path)
-    assert "| VGG-16 224, 8x | ours | 30 | 20 | 1.50x | 1.60x | 0.94 |" in text
+    assert "| VGG-16 224, 8x | ours | 30 | 20 | 1.500x | 1.600x | 0.938 |" in text
     assert "* MNN, VGG-16 224, 8x: no" in text
     assert "## Times" not in text
 

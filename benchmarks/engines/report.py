@@ -90,7 +90,16 @@ def times(rows: Rows) -> str:
 
 def accuracy(rows: Rows) -> str:
     note = "max |a - b| / max |b|, b what torch answers in float64 with the same masked weights.\n\n"
-    return note + by_engine(rows, lambda found: f"{found['error']:.0e}")
+    return (
+        note
+        + by_engine(rows, lambda found: f"{found['error']:.0e}")
+        + "".join(
+            f"\n{CASES[case].title}: compiled, it answers {found['right']:,} of {found['images']:,} test images rightly; "
+            f"{found['equal']:,} answers are those of the interpreter.\n"
+            for case, row in rows.items()
+            if (found := row.get("answers"))
+        )
+    )
 
 
 def loading(rows: Rows) -> str:

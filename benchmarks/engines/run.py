@@ -24,6 +24,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ from environment import environment_python
 from measure import EngineError, alternate, two_threads
 from runtimes import ENGINES, OURS
 
+from codesign.native import Answers, measure_answers
+from codesign.subject import load_split
 from workloads.errors import CodesignError, ConfigError, unknown_name
 
 HERE = Path(__file__).parent
@@ -55,6 +58,8 @@ def measure(case: str, given: argparse.Namespace) -> dict[str, Any]:
     engines = environment_python(given.environment, ["-r", str(HERE / "requirements.txt")], "--engines codesign")
     pythons = {name: Path(sys.executable) if name == OURS else engines for name in given.engines}
     record = {"case": case, "rate": made.weights / made.nonzeros, "rounds": given.rounds, **circumstances()}
+    if CASES[case].network == "pruned":
+        record["answers"] = asdict(answers(given.weights))
     if given.threads == 1:
         return {**record, "engines": alternate(pythons, folder, made.y.numpy(), given.rounds)}
     found: dict[str, dict[str, Any]] = {}
@@ -64,6 +69,18 @@ def measure(case: str, given: argparse.Namespace) -> dict[str, Any]:
         except EngineError as error:
             found[name] = {"failed": str(error)}
     return {**record, "two_threads": found}
+
+
+def answers(folder: Path) -> Answers:
+    """Of a pruned network on all test images of its data set, compiled, beside the interpreter's."""
+    from codesign import compile as compiled
+    from codesign.prune import load_pruned
+    from codesign.study import Study
+    from workloads.models import example_input
+
+    config = Study.open(folder).config
+    pictures = load_split(config["model"], config["data"], "test")
+    return measure_answers(compiled(load_pruned(folder), example_input(config["model"])), pictures, check=True)
 
 
 def version() -> str:
