@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from circumstances import circumstances
 from llvmlite import ir
 from networks import random_patterns
 
@@ -262,7 +263,8 @@ def main() -> None:
         times[name] = measure(channels, side, rounds)
         row = (f"{times[name][way]:9.3f} {times[name]['none'] / times[name][way]:5.1f}x" for way in WAYS)
         print(f"{name:<15}" + "".join(row), flush=True)
-    (HERE / "ablation.json").write_text(json.dumps(times, indent=1) + "\n")
+    record = {"rounds": rounds, **circumstances(), "least_ms": times}
+    (HERE / "ablation.json").write_text(json.dumps(record, indent=1) + "\n")
     draw(times, HERE.parent.parent / "docs" / "pictures" / "compiler_ablation.png")
 
 

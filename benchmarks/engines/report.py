@@ -94,8 +94,8 @@ def accuracy(rows: Rows) -> str:
         note
         + by_engine(rows, lambda found: f"{found['error']:.0e}")
         + "".join(
-            f"\n{CASES[case].title}: compiled, it answers {found['right']:,} of {found['images']:,} test images rightly; "
-            f"{found['equal']:,} answers are those of the interpreter.\n"
+            f"\n{CASES[case].title}: compiled, it answers {found['right']:,} of {found['images']:,} test images "
+            f"rightly; {found['equal']:,} answers are those of the interpreter.\n"
             for case, row in rows.items()
             if (found := row.get("answers"))
         )

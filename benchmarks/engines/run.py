@@ -19,13 +19,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import shlex
 import shutil
-import subprocess
 import sys
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +29,7 @@ for library in ("OMP", "OPENBLAS", "MKL"):
     os.environ[f"{library}_NUM_THREADS"] = "1"
 
 from cases import CASES, RESULTS, result_file
+from circumstances import circumstances
 from environment import environment_python
 from measure import EngineError, alternate, two_threads
 from runtimes import ENGINES, OURS
@@ -81,38 +78,6 @@ def answers(folder: Path) -> Answers:
     config = Study.open(folder).config
     pictures = load_split(config["model"], config["data"], "test")
     return measure_answers(compiled(load_pruned(folder), example_input(config["model"])), pictures, check=True)
-
-
-def version() -> str:
-    """The commit, marked where tracked files other than results differ from it."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True).stdout.strip()
-
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude)results")
-    return (git("describe", "--always") or "unknown") + "-dirty" * bool(changed)
-
-
-def circumstances() -> dict[str, Any]:
-    """Where, when and how."""
-    return {
-        "machine": {"cpu": cpu(), "cores": os.cpu_count(), "load": os.getloadavg()[0], "system": platform.system()},
-        "versions": {"codesign": version(), "python": platform.python_version()},
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmarks/engines/run.py", *sys.argv[1:]]),
-    }
-
-
-def cpu() -> str:
-    """The processor's name, and of its vector and matrix units the ones that matter here."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    units = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in facts.get("flags", "").split()]
-    numbers = ", ".join(f"{key} {facts[key]}" for key in ("cpu family", "model") if key in facts)
-    return f"{facts.get('model name', platform.processor())} ({numbers}; {', '.join(units)})"
 
 
 def parse() -> argparse.Namespace:
