@@ -20,6 +20,7 @@ from accel_models.validation.tables import HEADS, MOST_ROWS, blocks, cells, mark
 from tests.accel_models.validation.builders import BYTES, LAYER, line, machine
 from workloads.errors import ConfigError
 
+pytestmark = pytest.mark.xdist_group("errors")  # one process, which computes the errors of a target once
 DOCS = Path(__file__).parents[3] / "docs"
 
 
