@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pruning import checkpoint as checkpoints
 from pruning import masks
-from pruning.devices import autocast, pick_device, pick_precision, place, placed
+from pruning.devices import autocast, kept_memory, pick_device, pick_precision, place, placed
 from pruning.evaluation import Pictures, Score, accuracy, cross_entropy, evaluate, evaluate_loss
 from pruning.progress import shown
 from pruning.schedule import CosineSchedule
@@ -244,7 +244,7 @@ def fit(
     if teacher is not None and not isinstance(goal, Classification):
         raise ConfigError("a teacher's answers are learnt in classification only; leave the teacher out")
     run = _Run(model, settings, where, goal, pruner, teacher, distillation)
-    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []), kept_memory():
         torch.manual_seed(seed)
         if checkpoint is not None and checkpoint.exists():
             run.restore(checkpoints.load(checkpoint), checkpoint)
