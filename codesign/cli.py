@@ -186,8 +186,12 @@ def prune(
     seed: Seed = 0,
     device: Device = "auto",
     overwrite: Overwrite = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only show what would go and its price: nothing is trained or written.")
+    ] = False,
 ) -> None:
     """Prune a network with one method while it trains, test it once, and price it before and after."""
+    from codesign import forecast
     from codesign import prune as job
 
     short = {name: value for name, value in (("density", density), ("granularity", granularity)) if value is not None}
@@ -202,6 +206,8 @@ def prune(
         targets=tuple(target), weights=origins[0], epochs=epochs, rate=rate, batch_size=batch,
         weight_decay=weight_decay, distil=distil, seed=seed, attacked=attacked,
     )  # fmt: skip
+    if plan:
+        return forecast.show(config, out)
     job.report(config, job.run(config, out, device=device, overwrite=overwrite), out)
 
 

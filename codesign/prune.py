@@ -220,7 +220,8 @@ def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool
         return PruneOutcome.from_dict(Study.create(out, asked).read("result")["result"])
     if config.attacked and not isinstance(images["test"], ImageData):
         raise ConfigError(f"--attacked: attacks are on pictures with one label each, {config.data} has boxes")
-    pruner = None if cls is None else _pruner(cls, config, module, example, images, out)
+    steps = -(-len(images["train"]) // config.batch_size) * config.epochs
+    pruner = None if cls is None else pruner_of(cls, config, module, example, images, out / TRAIL, steps)
     net = copy.deepcopy(module) if pruner is None else pruner.model
     study = Study.create(out, asked, overwrite)
     fitted = fit(
@@ -228,7 +229,7 @@ def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool
         teacher=teacher(config, module), batch_size=config.batch_size, weight_decay=config.weight_decay,
         device=device, seed=config.seed, checkpoint=out / "training.pt",
     )  # fmt: skip
-    shrunk = None if pruner is None else _shrunk(pruner, module, example)
+    shrunk = None if pruner is None else without_dead_channels(pruner, module, example)
     sparse = net if shrunk is None else shrunk.model
     if shrunk is not None:
         shrunk.plan.save(study.path("plan"))
@@ -284,14 +285,14 @@ def measured(
         dense_test=objective.evaluate(dense, images["test"]).accuracy if config.is_trained else None,
         test=objective.evaluate(sparse, images["test"]).accuracy,
         heldout=objective.evaluate(sparse, images["heldout"]).accuracy,
-        weights=_weights(dense)[0],
-        nonzeros=_weights(sparse)[1],
+        weights=count_weights(dense)[0],
+        nonzeros=count_weights(sparse)[1],
         seconds=round(seconds, 1),
         priced={name: (machine.simulate(before), machine.simulate(after)) for name, machine in machines.items()},
         int8_test=_int8_accuracy(sparse, images, objective) if any(map(_is_int8, machines.values())) else None,
         channels=0 if shrunk is None else shrunk.units,
         removed_channels=0 if shrunk is None else sum(shrunk.plan.removed.values()),
-        nonzero_macs=_nonzero_macs(after),
+        nonzero_macs=nonzero_macs(after),
         robust=_robustness(config, dense, sparse, images["test"]),
         notes=notes,
     )
@@ -309,12 +310,18 @@ def _robustness(config: PruneConfig, dense: nn.Module, sparse: nn.Module, test: 
     return robustness(models, test.take(config.attacked))
 
 
-def _pruner(
-    cls: type[Pruner], config: PruneConfig, module: nn.Module, example: Any, images: Mapping[str, Pictures], out: Path
+def pruner_of(
+    cls: type[Pruner],
+    config: PruneConfig,
+    module: nn.Module,
+    example: Any,
+    images: Mapping[str, Pictures],
+    trail: Path | None,
+    steps: int,
 ) -> Pruner:
-    """The method at the start of its training; needed and unknown options are said by name.
+    """The method at the start of a training of so many steps; needed and unknown options are said by name.
 
-    One that draws at random draws by the run's seed; one that can leave a trail of networks leaves it below `out`.
+    One that draws at random draws by the run's seed; one that can leave a trail of networks leaves it in `trail`.
     """
     from workloads.data import ImageData
 
@@ -323,14 +330,13 @@ def _pruner(
             f"--method {config.method}: measures on pictures with one label each, {config.data} has boxes"
         )
     allowed = cls.options()
-    steps = -(-len(images["train"]) // config.batch_size) * config.epochs
     options = cls.checked(config.options) | ({"data": images["heldout"]} if cls.NEEDS_DATA else {})
     if "multiple" in allowed and (allowed["multiple"].default or 1) != 1:  # of a method that rounds channels anyway
         options = {"multiple": math.lcm(*(target(name).channel_multiple for name in config.targets))} | options
     if "seed" in allowed:
         options = {"seed": config.seed} | options
     if "trail" in allowed:
-        options = {"trail": out / TRAIL} | options
+        options = {"trail": trail} | options
     needed = [name for name, each in allowed.items() if each.default is inspect.Parameter.empty]
     if missing := [name for name in needed if name not in options]:
         raise ConfigError(f"{config.method} needs --option {missing[0]}=...")
@@ -339,7 +345,7 @@ def _pruner(
     return made
 
 
-def _shrunk(pruner: Pruner, dense: nn.Module, example: Tensor) -> Shrunk:
+def without_dead_channels(pruner: Pruner, dense: nn.Module, example: Tensor) -> Shrunk:
     """The finished network without dead channels, or as it is where the method itself chose how many of them stay.
 
     A network that cannot lose them is no reason to lose its training: that is printed.
@@ -374,7 +380,7 @@ def _int8_accuracy(model: nn.Module, images: Mapping[str, Pictures], objective: 
         return None
 
 
-def _nonzero_macs(graph: LayerGraph) -> float:
+def nonzero_macs(graph: LayerGraph) -> float:
     """Multiplications by weights that are not zero."""
     return sum(layer.macs * (1.0 if layer.sparsity is None else layer.sparsity.density) for layer in graph.layers)
 
@@ -409,7 +415,7 @@ def load_pruned(folder: Path | str) -> nn.Module:
     return with_masks_in(net, file).eval()
 
 
-def _weights(model: nn.Module) -> tuple[int, int]:
+def count_weights(model: nn.Module) -> tuple[int, int]:
     """Single weights of convolutions and linear layers, and how many of them are not zero."""
     from pruning.layers import WEIGHTED
 

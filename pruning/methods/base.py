@@ -65,6 +65,7 @@ class Pruner(ABC):
         EXAMPLES: keyword arguments, one set for each configuration that the contract tests run.
         NEEDS_DATA: whether the constructor takes `data=`: pictures with labels to measure on before training, an
             `ImageData` or a sequence of batches (x, y). Never test pictures.
+        IS_LEARNED: whether gradients decide what goes, so that `step` without training removes nothing.
         STATED: options that need not be the same to go on from a state: what they decided is in it, or nowhere.
         model: the prepared copy that the user trains.
         total_steps: optimizer steps that training will have; schedules are measured against it.
@@ -77,6 +78,7 @@ class Pruner(ABC):
     name: ClassVar[str] = ""
     EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
     NEEDS_DATA: ClassVar[bool] = False
+    IS_LEARNED: ClassVar[bool] = False
     STATED: ClassVar[frozenset[str]] = frozenset()
     settings: dict[str, Any]
 

@@ -166,6 +166,7 @@ class LearnedThreshold(Pruner):
     """
 
     STATED = frozenset({"trail"})
+    IS_LEARNED = True
     EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"density": 0.3},
         {"density": 0.5, "exact_gradient": True, "prune_first": True, "prune_last": True},

@@ -93,6 +93,7 @@ class NetworkPruningNetwork(Pruner):
             alone keep more than the budget.
     """
 
+    IS_LEARNED = True
     EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {"strength": 20.0, "lr": 0.5, "end": 0.75},
         {"strength": 20.0, "lr": 1.0, "smoothing": 0.5, "end": 0.5, "weighting": "macs", "keep": ("conv1",)},

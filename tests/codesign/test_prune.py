@@ -42,14 +42,14 @@ FULL = "full.safetensors"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run's; beside it the finalized network before it was shrunk."""
-    found, shrunk = tmp_path_factory.mktemp("prune") / "run", prune._shrunk
+    found, shrunk = tmp_path_factory.mktemp("prune") / "run", prune.without_dead_channels
 
     def keep(pruner: Pruner, dense: nn.Module, example: torch.Tensor) -> Shrunk:
         save_weights(pruner.finalize(), found.parent / FULL)
         return shrunk(pruner, dense, example)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prune, "_shrunk", keep)
+        patch.setattr(prune, "without_dead_channels", keep)
         prune.report(CONFIG, prune.run(CONFIG, found), found)
     return found
 
@@ -80,13 +80,13 @@ def test_what_is_written_is_what_was_pruned(folder: Path) -> None:
 def test_channels_without_effect_are_removed_from_what_is_stored_tested_and_priced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    seen, shrunk = [], prune._shrunk
+    seen, shrunk = [], prune.without_dead_channels
 
     def keep(pruner: Pruner, dense: nn.Module, example: torch.Tensor) -> Shrunk:
         seen.append(pruner.finalize())
         return shrunk(pruner, dense, example)
 
-    monkeypatch.setattr(prune, "_shrunk", keep)
+    monkeypatch.setattr(prune, "without_dead_channels", keep)
     folder = tmp_path / "run"
     config = dataclasses.replace(CONFIG, method="l1_filter", options={"density": 0.5}, targets=("ideal",), epochs=1)
     found = prune.run(config, folder)
@@ -116,7 +116,7 @@ def test_a_network_that_cannot_lose_dead_channels_keeps_its_result(capsys, monke
     monkeypatch.setattr(shrink, "shrink", fail)
     model, example = build("digits_cnn"), example_input("digits_cnn")
     pruner = methods()["random"](model, (example,), 10, density=0.5)
-    found = prune._shrunk(pruner, model, example)
+    found = prune.without_dead_channels(pruner, model, example)
     assert masks.masks_of(found.model).keys() == masks.masks_of(pruner.model).keys()
     assert found.plan.is_empty
     assert "not removed: its code fixes 8 channels" in " ".join(capsys.readouterr().out.split())
@@ -385,6 +385,6 @@ def test_channel_multiples_come_from_the_targets(monkeypatch: pytest.MonkeyPatch
     wanted = math.lcm(*(target(name).channel_multiple for name in config.targets))
     images = {"train": range(100), "heldout": []}
     for options in ({}, {"multiple": 5}):
-        prune._pruner(Rounding, dataclasses.replace(config, options=options), nn.Module(), None, images, Path())  # type: ignore[arg-type]
+        prune.pruner_of(Rounding, dataclasses.replace(config, options=options), nn.Module(), None, images, None, 8)  # type: ignore[arg-type]
     assert seen == [wanted, 5]
     assert wanted > 1

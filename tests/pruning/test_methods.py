@@ -55,6 +55,20 @@ def test_updates_are_at_least_a_step_apart(name):
         method(name)(small_net(), EXAMPLE, 8, frequency=0, **data)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [each for each in CONFIGURATIONS if not method(each[0]).IS_LEARNED],
+    ids=lambda value: str(value),
+)
+def test_a_schedule_can_be_carried_out_without_training(name, options):
+    data = {"data": batches(2, seed=1)} if method(name).NEEDS_DATA else {}
+    pruner = method(name)(small_net(), EXAMPLE, 64, **options, **data)
+    for _ in range(64):
+        pruner.step()
+    assert pruner.is_settled
+    assert any(not mask.all() for mask in masks.masks_of(pruner.finalize()).values())
+
+
 class Mixed(nn.Module):
     """Weights of kinds that methods prune, and of kinds that they do not."""
 

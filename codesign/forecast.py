@@ -1,0 +1,136 @@
+"""`codesign prune --plan`: what a run would remove and what the machines would say of it, without any training.
+
+A method is stepped through its schedule on the weights as they are. What it was asked for, such as the density of each
+layer, is then as it will be after training; what the weights decide, such as the shares of layers that are ranked
+together, or channels that lose all their weights, is decided anew as they are trained. Of a method that learns what
+goes nothing can be said but what it leaves alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from accel_models import SimulationResult, target
+from codesign.prune import DENSE, PruneConfig, dense_network, nonzero_macs, pruner_of, without_dead_channels
+from codesign.show import console
+from codesign.subject import load_images
+from workloads.errors import ConfigError
+
+if TYPE_CHECKING:
+    from workloads.graph import LayerGraph
+
+STEPS = 128
+"""Of the schedule; a run has more, with the same ends."""
+
+
+@dataclass(frozen=True)
+class LayerForecast:
+    """One layer with weights.
+
+    Attributes:
+        weights, kept: single weights before, and of these the ones that are not removed.
+        filters, kept_filters: output channels before and after.
+    """
+
+    name: str
+    weights: int
+    kept: int
+    filters: int
+    kept_filters: int
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run would come to.
+
+    Attributes:
+        layers: in the order of the dense graph. notes: of the method.
+        priced: by target, the dense and the pruned network.
+        macs: share of the dense network's multiplications by weights that are not zero.
+        is_learned: the method learns what goes; the pruned network is the dense one.
+    """
+
+    layers: tuple[LayerForecast, ...]
+    notes: tuple[str, ...]
+    priced: Mapping[str, tuple[SimulationResult, SimulationResult]]
+    macs: float
+    is_learned: bool
+
+
+def forecast(config: PruneConfig) -> Forecast:
+    """Carry a method out on the weights as they are, and price what is left. Nothing is written.
+
+    Raises:
+        CodesignError: what `codesign.prune.run` would refuse before training.
+    """
+    from pruning.methods import method as find_method
+    from workloads.lowering import lower
+    from workloads.models import example_input
+
+    if config.method == DENSE:
+        raise ConfigError(f"--plan: {DENSE} trains without pruning")
+    cls = find_method(config.method)
+    machines = {name: target(name) for name in config.targets}
+    images = load_images(config.model, config.data)
+    module, example = dense_network(config, images), example_input(config.model)
+    options = {name: value for name, value in config.options.items() if name != "frequency"}  # in steps of the run
+    pruner = pruner_of(cls, replace(config, options=options), module, example, images, None, STEPS)
+    sparse = module
+    if not cls.IS_LEARNED:
+        for _ in range(STEPS):
+            pruner.step()
+        sparse = without_dead_channels(pruner, module, example).model
+    batch, _ = next(images["heldout"].batches(32))
+    before, after = (lower(each, example, calibration=batch, name=config.model) for each in (module, sparse))
+    return Forecast(
+        layers=_layers(before, after),
+        notes=pruner.notes,
+        priced={name: (machine.simulate(before), machine.simulate(after)) for name, machine in machines.items()},
+        macs=nonzero_macs(after) / before.macs,
+        is_learned=cls.IS_LEARNED,
+    )
+
+
+def show(config: PruneConfig, out: Path) -> None:
+    """Print a forecast, and the command that carries it out."""
+    from rich.table import Table
+
+    found, screen = forecast(config), console()
+    if found.is_learned:
+        screen.print(f"{config.method} learns what goes: nothing can be said of it before training")
+    else:
+        table = Table("layer", "weights", "kept", "share", "filters", "kept", box=None)
+        for row in found.layers:
+            counts = (f"{row.weights:,}", f"{row.kept:,}", f"{row.kept / row.weights:.1%}")
+            table.add_row(row.name, *counts, str(row.filters), str(row.kept_filters))
+        screen.print(table)
+        weights, kept = sum(row.weights for row in found.layers), sum(row.kept for row in found.layers)
+        screen.print(
+            f"{kept:,} of {weights:,} weights would stay, {weights / max(kept, 1):.1f}x fewer, with {found.macs:.3f}x "
+            "of the dense network's multiplications by weights that are not zero"
+        )
+        for before, after in found.priced.values():
+            latency, energy = after.latency_s / before.latency_s, after.energy_j / before.energy_j
+            screen.print(f"{before.title}: latency {latency:.3f}x, energy {energy:.3f}x of dense")
+    for note in found.notes:
+        screen.print(note)
+    screen.print("nothing was trained or written; accuracy is what training will say:")
+    screen.print(config.command(out), soft_wrap=True)
+
+
+def _layers(before: LayerGraph, after: LayerGraph) -> tuple[LayerForecast, ...]:
+    """What becomes of every layer with weights; one that is gone keeps nothing."""
+    left = {layer.name: layer for layer in after.layers}
+    found = []
+    for layer in before.layers:
+        if not math.prod(layer.weight_shape):
+            continue
+        kept = left.get(layer.name)
+        nonzeros = 0 if kept is None else round(kept.weight_elements * (kept.sparsity.density if kept.sparsity else 1))
+        filters = 0 if kept is None else kept.k
+        found.append(LayerForecast(layer.name, layer.weight_elements, nonzeros, layer.k, filters))
+    return tuple(found)
