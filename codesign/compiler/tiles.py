@@ -5,6 +5,7 @@ Letters: a window of R x S taps, stride and dilation (rows, columns), padding (t
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -66,6 +67,7 @@ def _parts(length: int, most: int, multiple: int) -> Iterator[tuple[int, int]]:
     return ((start, end - start) for start, end in itertools.pairwise(bounds))
 
 
+@functools.lru_cache(maxsize=1024)  # the same for every pass over the batch
 def shift_moves(
     source: Layout, out: Layout, size: tuple[int, int], window: Window, tile: Tile, row: int
 ) -> tuple[int, tuple[Move, ...]] | None:
