@@ -20,6 +20,7 @@ sys.path.insert(0, str(FOLDER))
 try:
     import report  # type: ignore[import-not-found]
     from cases import CASES  # type: ignore[import-not-found]
+    from circumstances import command  # type: ignore[import-not-found]
     from measure import EngineError, alternate, relative_error, two_threads, worker  # type: ignore[import-not-found]
     from networks import EIGHT, Network, PooledShortcut, random_patterns, vgg  # type: ignore[import-not-found]
 finally:
@@ -38,6 +39,7 @@ def tiny_case(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarra
     net[3].weight = nn.Parameter(random_patterns((6, 8, 3, 3), 0.5, 1, torch.Generator().manual_seed(0)))
     made = Network.of(net.eval(), torch.randn(2, 3, 16, 16))
     assert (made.weights, made.nonzeros) == (3 * 8 * 9 + 8 * 6 * 9, 3 * 8 * 9 + 8 * 6 * 4 // 2)
+    assert made.nonzero_macs == 2 * 16 * 16 * made.nonzeros
     made.save(folder)
     return folder, made.y.numpy()
 
@@ -128,6 +130,19 @@ def test_the_page_of_a_result(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(text.replace("3.00x", "4.00x"))
     assert "run report.py" in script("report.py", "--check", "--results", tmp_path, "--page", page).stderr
+
+
+def test_the_page_says_what_the_peak_allows(tmp_path: Path) -> None:
+    row = result("vgg16_8x", codesign=10, onnxruntime=45, ncnn=30)
+    (tmp_path / "vgg16_8x.json").write_text(json.dumps(row | {"nonzero_macs": 8e8, "peak_macs_per_s": 1e11}))
+    assert "| VGG-16 224, 8x | 800.0 M | 8 | 10 | 80% | 3.75x |" in report.page(tmp_path)
+    (tmp_path / "vgg16_8x.json").write_text(json.dumps(row))
+    assert "What the processor allows" not in report.page(tmp_path)
+
+
+def test_a_recorded_command_names_no_places() -> None:
+    words = ["/somewhere/run.py", "vgg16_8x", "--results", "/tmp/trial", "--rounds", "3", "--out", "x"]
+    assert command(words) == "python benchmarks/engines/run.py vgg16_8x --rounds 3"
 
 
 def test_the_page_of_two_threads(tmp_path: Path) -> None:

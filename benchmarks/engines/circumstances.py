@@ -7,11 +7,14 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+PLACES = ("--results", "--out", "--environment")
+"""Options that only say where files lie: no part of a command that others repeat."""
 
 
 def circumstances() -> dict[str, Any]:
@@ -20,8 +23,19 @@ def circumstances() -> dict[str, Any]:
         "machine": {"cpu": cpu(), "cores": os.cpu_count(), "load": os.getloadavg()[0], "system": platform.system()},
         "versions": {"codesign": version(), "python": platform.python_version()},
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", f"benchmarks/engines/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": command(sys.argv),
     }
+
+
+def command(words: Sequence[str]) -> str:
+    """What others type to repeat a run.
+
+    >>> command(["/somewhere/run.py", "vgg16_8x", "--results", "/tmp/trial", "--rounds", "3"])
+    'python benchmarks/engines/run.py vgg16_8x --rounds 3'
+    """
+    places = {i + 1 + offset for i, word in enumerate(words[1:]) if word in PLACES for offset in (0, 1)}
+    kept = [word for i, word in enumerate(words) if i > 0 and i not in places]
+    return shlex.join(["python", f"benchmarks/engines/{Path(words[0]).name}", *kept])
 
 
 def version() -> str:

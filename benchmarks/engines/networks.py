@@ -18,9 +18,10 @@ from cases import Case
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from codesign.prune import load_pruned
+from codesign.prune import load_pruned, nonzero_macs
 from pruning.granularity import keep_kernels
 from pruning.patterns import PatternLibrary, best_patterns
+from workloads.lowering import lower
 from workloads.models import build
 from workloads.models.resnet_cifar import PaddedShortcut
 
@@ -118,7 +119,7 @@ class Network:
     Attributes:
         module: with masked weights, their zeros kept, and batch norms folded. unsliced: the same without slices.
         x, y: input, and what the module answers in float64; both float32.
-        weights, nonzeros: of convolutions and linear layers.
+        weights, nonzeros: of convolutions and linear layers. nonzero_macs: multiplications by the latter, padding too.
     """
 
     module: nn.Module
@@ -127,6 +128,7 @@ class Network:
     y: Tensor
     weights: int
     nonzeros: int
+    nonzero_macs: float
 
     @classmethod
     def of(cls, net: nn.Module, x: Tensor) -> Network:
@@ -136,7 +138,8 @@ class Network:
             y = copy.deepcopy(module).double()(x.double()).float()
         kept = [m.weight.detach() for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
         counts = sum(w.numel() for w in kept), sum(int(w.count_nonzero()) for w in kept)
-        return cls(module, _folded(without_slices(net)), x, y, *counts)
+        macs = nonzero_macs(lower(net, x))
+        return cls(module, _folded(without_slices(net)), x, y, *counts, macs)
 
     def save(self, folder: Path) -> None:
         """Write what workers and converters read: programs of torch.export and arrays."""

@@ -49,6 +49,8 @@ def page(results: Path) -> str:
     parts = [HEAD]
     if rows:
         parts += ["## Times\n", times(rows), "## Ratios\n", ratios(rows), other_precision(rows)]
+        if known := {name: row for name, row in rows.items() if "peak_macs_per_s" in row}:
+            parts += ["## What the processor allows\n", peak(known)]
         parts += ["## Accuracy\n", accuracy(rows), "## Loading\n", loading(rows)]
     if threaded:
         parts += ["## Two threads\n", two_threads(threaded)]
@@ -150,6 +152,26 @@ def _ratio(found: float | None, reach: float | None) -> str:
     if found is None:
         return ""
     return f"{found:.2f}x" + (f" ({reach:.2g}x)" if reach else "")
+
+
+def peak(rows: Rows) -> str:
+    """How near ours is to the processor's peak, and what no code that multiplies by every kept weight can surpass."""
+    note = (
+        "Multiplications by weights that are not zero, and the time that they take where one thread multiplies and "
+        "adds without a pause, measured in the same run (as `codesign calibrate` does). Code that does all of them, "
+        "however good, is at most so many times faster than the fastest dense engine, which may do fewer "
+        "(Winograd).\n\n"
+    )
+    lines = []
+    for case, row in rows.items():
+        seconds, least = minima(row), row["nonzero_macs"] / row["peak_macs_per_s"]
+        ours = seconds.pop(OURS, None)
+        most = min(seconds.values()) / least if seconds else None
+        mine = ["", ""] if ours is None else [f"{1e3 * ours:.3g}", f"{least / ours:.0%}"]
+        size = f"{row['nonzero_macs'] / 1e6:,.1f} M"
+        lines.append([CASES[case].title, size, f"{1e3 * least:.3g}", *mine, _ratio(most, None)])
+    head = ["case", "multiplications", "at the peak, ms", "ours, ms", "of the peak", "at most over the fastest dense"]
+    return note + table(head, lines)
 
 
 def other_precision(rows: Rows) -> str:

@@ -34,6 +34,8 @@ from environment import environment_python
 from measure import EngineError, alternate, two_threads
 from runtimes import ENGINES, OURS
 
+from codesign.compiler.isa import find_isa
+from codesign.compiler.probe import core
 from codesign.native import Answers, measure_answers
 from codesign.subject import load_split
 from workloads.errors import CodesignError, ConfigError, unknown_name
@@ -54,7 +56,11 @@ def measure(case: str, given: argparse.Namespace) -> dict[str, Any]:
     made.save(folder)
     engines = environment_python(given.environment, ["-r", str(HERE / "requirements.txt")], "--engines codesign")
     pythons = {name: Path(sys.executable) if name == OURS else engines for name in given.engines}
-    record = {"case": case, "rate": made.weights / made.nonzeros, "rounds": given.rounds, **circumstances()}
+    peak = core(find_isa().name)
+    record = {
+        "case": case, "rate": made.weights / made.nonzeros, "nonzero_macs": made.nonzero_macs,
+        "peak_macs_per_s": peak.clock_hz * peak.macs_per_cycle, "rounds": given.rounds, **circumstances(),
+    }  # fmt: skip
     if CASES[case].network == "pruned":
         record["answers"] = asdict(answers(given.weights))
     if given.threads == 1:
