@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import shutil
 import warnings
 from pathlib import Path
 
@@ -77,6 +78,15 @@ def test_compiled_it_answers_and_trains_the_same(model):
         net(*example()).square().sum().backward()
     for (name, a), (_, b) in zip(model.named_parameters(), twin.named_parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch's own compiler needs a C++ compiler")
+def test_compiled_to_machine_code_it_answers_the_same():
+    torch.compiler.reset()
+    model = finished("Residual", "cut and baked")
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(model)(*example()), model(*example()))
 
 
 def test_exported_it_answers_the_same(model):
