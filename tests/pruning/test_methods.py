@@ -66,7 +66,8 @@ def test_a_schedule_can_be_carried_out_without_training(name, options):
     for _ in range(64):
         pruner.step()
     assert pruner.is_settled
-    assert any(not mask.all() for mask in masks.masks_of(pruner.finalize()).values())
+    left, before = (sum(int(p.count_nonzero()) for p in net.parameters()) for net in (pruner.finalize(), small_net()))
+    assert left < before
 
 
 class Mixed(nn.Module):
