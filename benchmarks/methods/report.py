@@ -71,7 +71,8 @@ def table(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         return "Not run yet.\n"
     targets = list(next(iter(done.values()))[0]["targets"])
     dense = {result["config"]["seed"]: result["test"] for result in done.get("dense", ())}
-    attacks = ["FGSM, PGD-10"] if any(result.get("robust") for results in done.values() for result in results) else []
+    pruned = [result for label, results in done.items() if label != "dense" for result in results]
+    attacks = ["FGSM, PGD-10"] if any(result.get("robust") for result in pruned) else []
     head = [
         "run",
         "seeds",
