@@ -9,15 +9,13 @@ goes nothing can be said but what it leaves alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accel_models import SimulationResult, target
-from codesign.prune import DENSE, PruneConfig, dense_network, nonzero_macs, pruner_of, without_dead_channels
+from codesign.prune import PruneConfig, nonzero_macs, price_in_words, pruner_of, start, without_dead_channels
 from codesign.show import console
-from codesign.subject import load_images
 from workloads.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,15 +47,15 @@ class Forecast:
 
     Attributes:
         layers: in the order of the dense graph. notes: of the method.
-        priced: by target, the dense and the pruned network.
-        macs: share of the dense network's multiplications by weights that are not zero.
+        priced: the dense and the pruned network on each target.
+        nonzero_macs: multiplications of the pruned network by weights that are not zero.
         is_learned: the method learns what goes; the pruned network is the dense one.
     """
 
     layers: tuple[LayerForecast, ...]
     notes: tuple[str, ...]
-    priced: Mapping[str, tuple[SimulationResult, SimulationResult]]
-    macs: float
+    priced: list[tuple[SimulationResult, SimulationResult]]
+    nonzero_macs: float
     is_learned: bool
 
 
@@ -65,18 +63,16 @@ def forecast(config: PruneConfig) -> Forecast:
     """Carry a method out on the weights as they are, and price what is left. Nothing is written.
 
     Raises:
-        CodesignError: what `codesign.prune.run` would refuse before training.
+        CodesignError: what `codesign.prune.run` would refuse before training, but for what only its number of steps
+            decides, such as a phase without a step.
     """
-    from pruning.methods import method as find_method
     from workloads.lowering import lower
     from workloads.models import example_input
 
-    if config.method == DENSE:
-        raise ConfigError(f"--plan: {DENSE} trains without pruning")
-    cls = find_method(config.method)
-    machines = {name: target(name) for name in config.targets}
-    images = load_images(config.model, config.data)
-    module, example = dense_network(config, images), example_input(config.model)
+    cls, images, module = start(config)
+    if cls is None:
+        raise ConfigError(f"--plan: {config.method} trains without pruning")
+    machines, example = [target(name) for name in config.targets], example_input(config.model)
     options = {name: value for name, value in config.options.items() if name != "frequency"}  # in steps of the run
     pruner = pruner_of(cls, replace(config, options=options), module, example, images, None, STEPS)
     sparse = module
@@ -89,8 +85,8 @@ def forecast(config: PruneConfig) -> Forecast:
     return Forecast(
         layers=_layers(before, after),
         notes=pruner.notes,
-        priced={name: (machine.simulate(before), machine.simulate(after)) for name, machine in machines.items()},
-        macs=nonzero_macs(after) / before.macs,
+        priced=[(machine.simulate(before), machine.simulate(after)) for machine in machines],
+        nonzero_macs=nonzero_macs(after),
         is_learned=cls.IS_LEARNED,
     )
 
@@ -109,13 +105,9 @@ def show(config: PruneConfig, out: Path) -> None:
             table.add_row(row.name, *counts, str(row.filters), str(row.kept_filters))
         screen.print(table)
         weights, kept = sum(row.weights for row in found.layers), sum(row.kept for row in found.layers)
-        screen.print(
-            f"{kept:,} of {weights:,} weights would stay, {weights / max(kept, 1):.1f}x fewer, with {found.macs:.3f}x "
-            "of the dense network's multiplications by weights that are not zero"
-        )
-        for before, after in found.priced.values():
-            latency, energy = after.latency_s / before.latency_s, after.energy_j / before.energy_j
-            screen.print(f"{before.title}: latency {latency:.3f}x, energy {energy:.3f}x of dense")
+        screen.print(f"{kept:,} of {weights:,} weights would stay, {weights / max(kept, 1):.1f}x fewer")
+        for before, after in found.priced:
+            screen.print(*price_in_words(before, after, found.nonzero_macs), sep="\n")
     for note in found.notes:
         screen.print(note)
     screen.print("nothing was trained or written; accuracy is what training will say:")

@@ -196,30 +196,17 @@ def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool
     Raises:
         CodesignError: bad names or options, missing data, an output folder that cannot be used.
     """
-    from pruning.methods import method as find_method
     from pruning.training import fit
-    from workloads.data import ImageData
     from workloads.models import example_input
     from workloads.models.weights import save_weights
 
-    cls = None if config.method == DENSE else find_method(config.method)
-    for name in config.targets:
-        target(name)
-    if len(set(config.targets)) < len(config.targets):
-        raise ConfigError(f"--target {' '.join(config.targets)}: a machine is given twice")
-    if config.attacked < 0:
-        raise ConfigError(f"--attacked {config.attacked}: a number of images, 0 for none")
-    if config.epochs < 1:
-        raise ConfigError("--epochs 0: a pruned network needs training, give at least one")
-    images, objective = load_images(config.model, config.data), objective_of(config.model)
-    module, example = dense_network(config, images), example_input(config.model)
+    cls, images, module = start(config)
+    objective, example = objective_of(config.model), example_input(config.model)
     asked = {"command": "prune", **asdict(config)}
     if (file := Path(config.weights)).is_file():
         asked["weights_sha256"] = content_hash(file)
     if (out / "result.json").exists() and not overwrite:  # before a method measures anything
         return PruneOutcome.from_dict(Study.create(out, asked).read("result")["result"])
-    if config.attacked and not isinstance(images["test"], ImageData):
-        raise ConfigError(f"--attacked: attacks are on pictures with one label each, {config.data} has boxes")
     steps = -(-len(images["train"]) // config.batch_size) * config.epochs
     pruner = None if cls is None else pruner_of(cls, config, module, example, images, out / TRAIL, steps)
     net = copy.deepcopy(module) if pruner is None else pruner.model
@@ -238,6 +225,30 @@ def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool
     outcome = measured(config, module, sparse, images, seconds, shrunk, () if pruner is None else pruner.notes)
     write_json(study.path("result"), {"seconds": outcome.seconds, "result": outcome.to_dict()})
     return outcome
+
+
+def start(config: PruneConfig) -> tuple[type[Pruner] | None, Mapping[str, Pictures], nn.Module]:
+    """The method (None for `DENSE`), the pictures by split and the dense network of a run.
+
+    Raises:
+        CodesignError: bad names or numbers, missing data, or weights that do not fit.
+    """
+    from pruning.methods import method as find_method
+    from workloads.data import ImageData
+
+    cls = None if config.method == DENSE else find_method(config.method)
+    for name in config.targets:
+        target(name)
+    if len(set(config.targets)) < len(config.targets):
+        raise ConfigError(f"--target {' '.join(config.targets)}: a machine is given twice")
+    if config.attacked < 0:
+        raise ConfigError(f"--attacked {config.attacked}: a number of images, 0 for none")
+    if config.epochs < 1:
+        raise ConfigError("--epochs 0: a pruned network needs training, give at least one")
+    images = load_images(config.model, config.data)
+    if config.attacked and not isinstance(images["test"], ImageData):
+        raise ConfigError(f"--attacked: attacks are on pictures with one label each, {config.data} has boxes")
+    return cls, images, dense_network(config, images)
 
 
 def dense_network(config: PruneConfig, images: Mapping[str, Pictures]) -> nn.Module:
@@ -429,7 +440,6 @@ def report(config: PruneConfig, outcome: PruneOutcome, folder: Path, made: str =
     Args:
         made: how, if not by the command of the configuration.
     """
-    from reports.comparison import describe_ratios
     from reports.curves import roofline
     from reports.html import write_report
     from reports.records import Accuracies, ReportRecord
@@ -482,10 +492,23 @@ def report(config: PruneConfig, outcome: PruneOutcome, folder: Path, made: str =
             notes=tuple(said),
         )
         paths.append(write_report(place, record))
-        latency, energy = after.latency_s / before.latency_s, after.energy_j / before.energy_j
-        screen.print(
-            f"{before.title}: latency {latency:.3f}x, energy {energy:.3f}x, MACs {after.macs / before.macs:.3f}x of "
-            f"dense ({outcome.nonzero_macs / before.macs:.3f}x by weights that are not zero); report: {paths[-1]}"
-        )
-        screen.print(describe_ratios(before, after))
+        price, expected = price_in_words(before, after, outcome.nonzero_macs)
+        screen.print(f"{price}; report: {paths[-1]}")
+        screen.print(expected)
     return paths
+
+
+def price_in_words(before: SimulationResult, after: SimulationResult, nonzero_macs: float) -> tuple[str, str]:
+    """What pruning is worth on one machine, and how far that can be trusted.
+
+    Args:
+        nonzero_macs: of the pruned network.
+    """
+    from reports.comparison import describe_ratios
+
+    latency, energy = after.latency_s / before.latency_s, after.energy_j / before.energy_j
+    price = (
+        f"{before.title}: latency {latency:.3f}x, energy {energy:.3f}x, MACs {after.macs / before.macs:.3f}x of "
+        f"dense ({nonzero_macs / before.macs:.3f}x by weights that are not zero)"
+    )
+    return price, describe_ratios(before, after)

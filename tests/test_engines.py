@@ -141,7 +141,7 @@ def test_the_page_says_what_the_peak_allows(tmp_path: Path) -> None:
 
 
 def test_a_recorded_command_names_no_places() -> None:
-    words = ["/somewhere/run.py", "vgg16_8x", "--results", "/tmp/trial", "--rounds", "3", "--out", "x"]
+    words = ["/somewhere/run.py", "vgg16_8x", "--results", "/tmp/trial", "--rounds", "3", "--out=x"]
     assert command(words) == "python benchmarks/engines/run.py vgg16_8x --rounds 3"
 
 

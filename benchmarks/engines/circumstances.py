@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import shlex
@@ -28,13 +29,9 @@ def circumstances() -> dict[str, Any]:
 
 
 def command(words: Sequence[str]) -> str:
-    """What others type to repeat a run.
-
-    >>> command(["/somewhere/run.py", "vgg16_8x", "--results", "/tmp/trial", "--rounds", "3"])
-    'python benchmarks/engines/run.py vgg16_8x --rounds 3'
-    """
-    places = {i + 1 + offset for i, word in enumerate(words[1:]) if word in PLACES for offset in (0, 1)}
-    kept = [word for i, word in enumerate(words) if i > 0 and i not in places]
+    """What others type to repeat a run."""
+    pairs = itertools.pairwise(words)
+    kept = [word for before, word in pairs if before not in PLACES and word.partition("=")[0] not in PLACES]
     return shlex.join(["python", f"benchmarks/engines/{Path(words[0]).name}", *kept])
 
 
