@@ -10,7 +10,7 @@ Letters: K filters, C input channels of a group, R x S taps.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -258,6 +258,26 @@ def encode_group(kernels: Kernels, bias: np.ndarray, packing: Packing, members: 
     biases = bias[members].astype(np.float32).view(np.int32)
     headers = np.concatenate([offsets32(np.concatenate(integers, axis=1)), biases], axis=1)
     return FilterGroups(size, shapes, np.ascontiguousarray(headers), stream, counts.sum(axis=1))
+
+
+def decode(parts: Iterable[FilterGroups], packing: Packing, shape: tuple[int, int, int, int]) -> np.ndarray:
+    """The weights that headers and streams stand for: (K, channels that are read, R, S), as `shape` says."""
+    found = np.zeros(shape, np.float32)
+    for part in parts:
+        for header in part.headers:
+            word = int(header[0]) // FLOAT_BYTES
+            filters = header[1 + len(part.shapes) :][: part.filters] // packing.out_plane
+            for taps, count in zip(part.shapes, header[1:], strict=False):
+                for _ in range(count):
+                    channel, place = divmod(int(part.stream[word]), packing.plane)
+                    row, column = place // packing.row, place % packing.row // packing.pixel
+                    end = word + 1 + len(taps) * part.filters
+                    values = part.stream[word + 1 : end].view(np.float32).reshape(len(taps), part.filters)
+                    for (y, x), value in zip(taps, values, strict=True):
+                        kept = np.flatnonzero(value)  # zeros of a shape may lie beyond the kernel
+                        found[filters[kept], channel, row + y, column + x] += value[kept]
+                    word = end
+    return found
 
 
 @dataclass(frozen=True)

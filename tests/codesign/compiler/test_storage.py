@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from codesign.compiler.storage import MAX_SHAPES, Kernels, Packing, encode, encode_runs, find_kernels
+from codesign.compiler.storage import MAX_SHAPES, Kernels, Packing, decode, encode, encode_runs, find_kernels
 from workloads.errors import ShapeError
 
 SQUARES = np.array([[1, 1, 0, 1, 1, 0, 0, 0, 0], [0, 1, 1, 0, 1, 1, 0, 0, 0]], bool).reshape(2, 3, 3)
@@ -39,6 +39,21 @@ def test_every_weight_is_kept_once(k: int, c: int, r: int, s: int, density: floa
     assert kernels.taps >= np.count_nonzero(weight)
     assert len(kernels.shapes) <= MAX_SHAPES
     assert (np.diff(kernels.filter) >= 0).all()
+
+
+@given(
+    k=st.integers(1, 5), c=st.integers(1, 4), window=st.sampled_from([(1, 1), (3, 3), (5, 5), (2, 7)]),
+    density=st.floats(0, 1), sharing=st.integers(1, 5), most=st.sampled_from([1, 2, 4]), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_a_stream_is_decoded(
+    k: int, c: int, window: tuple[int, int], density: float, sharing: int, most: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    mask = np.repeat(rng.random((k, c, *window)) < density, sharing, axis=0)
+    weight = rng.standard_normal(mask.shape).astype(np.float32) * mask
+    packing = Packing(plane=40_000, row=1600, pixel=64, out_plane=640)
+    parts = encode(find_kernels(weight), np.zeros(len(weight), np.float32), packing, np.arange(len(weight)), most)
+    assert np.array_equal(decode(parts, packing, weight.shape), weight)
 
 
 @given(common=st.sets(st.integers(0, 8), min_size=1), rare=st.sets(st.integers(0, 8), min_size=1))
@@ -102,6 +117,7 @@ def test_the_papers_example_keeps_its_order() -> None:
     assert len(groups) == 1
     assert groups[0].kernels.tolist() == [2, 2, 2, 3]  # ascending: filter 2 comes last
     assert groups[0].headers[:, 1 + len(kernels.shapes)].tolist() == [0, 1000, 3000, 2000]
+    assert np.array_equal(decode(groups, Packing(100, 10, 1, 1000), weight.shape), weight)
 
 
 @pytest.mark.parametrize(("most", "sizes"), [(1, [1]), (2, [2, 1]), (4, [4, 2, 1])])
