@@ -1,5 +1,7 @@
 """Compiled convolutions against torch on the masked weights, over shapes and instruction sets."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -179,6 +181,35 @@ def test_nan_and_infinity_pass_through_kept_weights_only() -> None:
     assert found[0, 0, 0, 0] == np.inf
     assert np.isfinite(found[0, 1]).all()
     assert np.isnan(found).sum() == 1
+
+
+@settings(max_examples=40)
+@given(
+    k=st.integers(1, 5), c=st.integers(1, 4), side=st.integers(1, 19), n=st.sampled_from([1, 1, 17]),
+    stride=st.integers(1, 2), padding=st.integers(0, 1), share=st.sampled_from([1, 4, 16]), kept=st.floats(0.1, 1),
+    activation=st.sampled_from(["", "relu", "hardtanh(-0.5,0.5)"]), place=st.integers(0, 10**6),
+    isa=st.sampled_from(host_isas()),
+)  # fmt: skip
+def test_a_nan_goes_where_weights_take_it_and_nowhere_else(
+    k: int, c: int, side: int, n: int, stride: int, padding: int, share: int, kept: float, activation: str, place: int,
+    isa: str,
+) -> None:  # fmt: skip
+    """Every output that a weight joins to it, and at most those that a kept kernel does."""
+    weight = patterned(k * share, c, kept, share, np.random.default_rng(0))
+    graph = graph_of(weight, n, side, side, stride, padding, activation=activation)
+    assume(graph is not None)
+    assert graph is not None
+    clean = np.random.default_rng(1).standard_normal((n, c, side, side)).astype(np.float32)
+    x, mark, bias = clean.copy(), np.zeros_like(clean), np.zeros(len(weight), np.float32)
+    x.flat[place % x.size], mark.flat[place % x.size] = np.nan, 1
+    plain = replace(graph, layers=(graph.layers[0], replace(graph.layers[1], activation="")))
+    joined = weight != 0
+    windows = np.broadcast_to(joined.any((2, 3), keepdims=True), weight.shape)
+    must, may = (run(plain, {"w": kind.astype(np.float32), "b": bias}, mark) > 0 for kind in (joined, windows))
+    compiled = compile_network((graph, {"w": weight, "b": bias}), isa=isa)
+    found, expected = compiled(x), compiled(clean)
+    assert np.isnan(found[must]).all()
+    assert np.array_equal(found[~may], expected[~may])
 
 
 def test_code_does_not_grow_with_the_weights() -> None:
