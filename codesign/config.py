@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from codesign.budgets import parse_budgets
 from codesign.costs import METRICS
 from codesign.study import content_hash
 from workloads.errors import ConfigError
+
+FLAGS = {"budgets": "--budget", "rate": "--lr", "densities": "--density"}
+"""Of `codesign search`, where they are not a field's name."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,17 @@ class SearchConfig:
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    def command(self, out: Path) -> str:
+        """The command line that does the same, without what is as by default (but for length and seed)."""
+        words = ["codesign", "search", self.model, "--data", self.data, "--target", self.target]
+        for field in dataclasses.fields(self)[3:]:
+            value = getattr(self, field.name)
+            if value != field.default or field.name in ("epochs", "seed"):
+                flag = FLAGS.get(field.name, f"--{field.name}")
+                each = value if isinstance(value, tuple) else [value]
+                words += [word for one in each for word in (flag, str(one))]
+        return shlex.join([*words, "--out", str(out)])
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SearchConfig:

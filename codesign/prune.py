@@ -80,8 +80,8 @@ class PruneConfig:
             words += ["--option", f"{name}={json.dumps(value)}"]
         for name in self.targets:
             words += ["--target", name]
-        words += ["--epochs", str(self.epochs), "--lr", f"{self.rate:g}", "--batch", str(self.batch_size)]
-        words += ["--weight-decay", f"{self.weight_decay:g}", *([] if self.distil else ["--no-distil"])]
+        words += ["--epochs", str(self.epochs), "--lr", str(self.rate), "--batch", str(self.batch_size)]
+        words += ["--weight-decay", str(self.weight_decay), *([] if self.distil else ["--no-distil"])]
         words += ["--attacked", str(self.attacked)] if self.attacked else []
         return shlex.join([*words, "--seed", str(self.seed), "--out", str(out)])
 

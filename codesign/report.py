@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,7 +42,7 @@ def study_record(job: Job) -> ReportRecord:
         after=after,
         model=config.model,
         data=config.data,
-        command=command(config, study.folder),
+        command=config.command(study.folder),
         channel_multiple=job.machine.channel_multiple,
         parameters=(stored["parameters"][0], stored["parameters"][1]),
         size_bytes=(costs["dense"]["size"], costs["pruned"]["size"]),
@@ -60,17 +58,6 @@ def study_record(job: Job) -> ReportRecord:
         notes=_notes(config, stored, job.front),
         not_modelled=NOT_MODELLED,
     )
-
-
-def command(config: SearchConfig, folder: Path) -> str:
-    """The command line that makes this study."""
-    words = ["codesign", "search", config.model, "--data", config.data, "--target", config.target]
-    words += [word for budget in config.budgets for word in ("--budget", budget)]
-    if config.weights:
-        words += ["--weights", config.weights]
-    words += ["--epochs", str(config.epochs), "--seed", str(config.seed), "--out", str(folder)]
-    words += [word for density in config.densities for word in ("--density", f"{density:g}")]
-    return shlex.join(words)
 
 
 def _accuracies(stored: Mapping[str, Any]) -> Accuracies:

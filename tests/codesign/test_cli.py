@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from safetensors.torch import save_file
 from accel_models import target
 from accel_models.validation.workload import layer_graph
 from codesign import cli
+from codesign.config import SearchConfig
 from tests.accel_models.validation import builders
 from workloads.models import build
 
@@ -566,7 +568,7 @@ def test_a_first_mistake_does_not_block_the_folder(monkeypatch, capsys, tmp_path
 
 
 def test_a_study_belongs_to_the_content_of_its_weights(tmp_path: Path) -> None:
-    from codesign.config import SearchConfig, study_config
+    from codesign.config import study_config
 
     path = good(tmp_path)
     config = SearchConfig("digits_cnn", "digits", "ideal", ("latency=0.5x",), weights=str(path))
@@ -623,3 +625,22 @@ def test_numbers_of_a_comparison_page(monkeypatch, capsys, tmp_path: Path) -> No
     page = Path(out.strip().splitlines()[-1])
     assert page.exists()
     assert np.char.count(page.read_text(), "http://").sum() == 0
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        SearchConfig("digits_cnn", "digits", "ideal", ("latency=0.5x",)),
+        SearchConfig(
+            "digits_cnn", "digits", "eyeriss_v2", ("latency=0.7x", "size=20KB"), weights="a b.safetensors", epochs=5,
+            rate=0.0123456789, densities=(0.5, 0.25), granularity="2:4", keep=("conv", "block1.conv1"), multiple=4,
+            options=5, images=200, measured=3, generations=7, seed=3,
+        ),
+    ],
+)  # fmt: skip
+def test_the_command_of_a_search_makes_the_same_configuration(given, monkeypatch, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    made: list[tuple[SearchConfig, Path]] = []
+    monkeypatch.setattr("codesign.job.run", lambda config, out, **_: made.append((config, out)))
+    words = shlex.split(given.command(tmp_path / "out"))
+    cli.app(words[1:], standalone_mode=False)
+    assert made == [(given, tmp_path / "out")]

@@ -203,7 +203,7 @@ def test_a_method_that_needs_labels_is_refused_for_a_detector(monkeypatch, tmp_p
 def test_the_command_line_makes_the_same_configuration(monkeypatch, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     given = PruneConfig(
         "digits_cnn", "digits", "one_shot_magnitude", {"density": {"conv1": 0.5}}, ("ideal",), "scratch",
-        epochs=3, rate=0.05, batch_size=64, weight_decay=0.0, distil=False, seed=7,
+        epochs=3, rate=0.0123456789, batch_size=64, weight_decay=0.0, distil=False, seed=7,
     )  # fmt: skip
     seen = []
     monkeypatch.setattr(prune, "run", lambda config, *_, **__: seen.append(config))
