@@ -10,7 +10,7 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,26 @@ PAGE = Path(__file__).parents[2] / "docs" / "results.md"
 HEAD = """# What the methods reach
 
 Written by `python benchmarks/methods/report.py` from the files below `benchmarks/methods/results/`; each holds its
-seed, time, command and code version. The runs of a table start from the same weights and train equally long at the
-same rate on the same machine. Ratios, thresholds and options were chosen on held-out training images, and
-so is the epoch that a run keeps, but where a table says otherwise. The zoo's CIFAR-10 weights were trained on these
-images too, so from them the choice of the epoch is close to chance. The test set is used once a run. "weights"
+seed, time, command and code version. Versions differ between rows; one that ends in -dirty had changes that were not
+committed. The runs of a table start from the same weights and train equally long at the same rate, in bf16, as
+`--device auto` does where the processor multiplies it. Where they start from trained weights, that network teaches all
+of them, the dense run too (`--no-distil` is not given): seven tenths of the loss are the distance to its answers. The
+detector and networks from scratch have no teacher. Baselines have default options and were run once.
+
+Ratios, thresholds and options were chosen on held-out training images, and so is the epoch that a run keeps, but where
+a table says otherwise. The zoo's CIFAR-10 weights were trained on these images too, so from them the choice of the
+epoch is close to chance. The test set is used once a run; runs that were made again are listed below their table.
+
+"Aimed at" is a goal, met or not; losses in it are against the weights that runs start from, if nothing else is said.
+"test" is of the float network, "in int8" after post-training quantisation. "to start" is points of test accuracy
+against the network that the run started from, "to dense" against an equally long dense run of the same seeds. "weights"
 counts convolutions and linear layers, the dense first layer and classifier included; "MACs" are those of the smaller
 network, all and by weights that are not zero. Latency and energy are those of the pruned network over the dense one,
-priced with the real masks; how far to trust each model is in [validation.md](validation.md). "to start" is points of
-test accuracy against the network that the run started from, "to dense" against an equally long dense run of the same
-seeds; minutes are wall time, beside other work on the machine. ± is the standard deviation over seeds.
-Even without it CIFAR-10's {images:,} test images leave a standard error of {error:.2f} points at 91 %, and of up to
-{both:.2f} on the difference of two networks, the less the more of their errors they share.
+priced with the real masks; how far to trust each model is in [validation.md](validation.md) (`ideal` is a bound, and
+of `snapdragon_855_cpu` with this runtime nothing was published: its family is held against others). Minutes are wall
+time, beside other work on the machine. ± is the standard deviation over seeds. Even without it CIFAR-10's {images:,}
+test images leave a standard error of {error:.2f} points at 91 %, and of up to {both:.2f} on the difference of two
+networks, the less the more of their errors they share.
 """
 IMAGES = 10_000
 
@@ -46,10 +55,12 @@ def page() -> str:
     error = 100 * math.sqrt(0.91 * 0.09 / IMAGES)
     parts = [HEAD.format(error=error, both=math.sqrt(2) * error, images=IMAGES)]
     for name, experiment in experiments().items():
-        parts.append(f"## {experiment['title']}\n\nReach: {experiment['reach']}.\n")
+        parts.append(f"## {experiment['title']}\n\nAimed at: {experiment['reach']}.\n")
         if note := experiment.get("note"):
             parts.append(f"{note}\n")
         parts.append(table(found[name]))
+        if lines := list(superseded(name, found[name])):
+            parts.append("\n".join(["Runs before, which were made again:\n", *lines]) + "\n")
     return "\n".join(parts)
 
 
@@ -62,6 +73,24 @@ def current(run: Run) -> dict[str, Any]:
     if other := sorted(key for key in asked.keys() | made.keys() if asked.get(key) != made.get(key)):
         sys.exit(f"{run.result}: was made with another {', '.join(other)}; delete it and run {run.name} again")
     return numbers
+
+
+def superseded(experiment: str, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
+    """What came of runs before those of a table, and in what their configurations differ."""
+    for file in sorted((RESULTS / "superseded").glob(f"{experiment}.*.json")):
+        before = json.loads(file.read_text())
+        config, now = before["config"], next((row["config"] for row in rows[before["run"]]), {})
+        asked, known = config | config["options"], now | now.get("options", {})
+        differs = {
+            key: value
+            for key, value in asked.items()
+            if key not in ("options", "weights", "attacked", "seed") and value != known.get(key)
+        }
+        how = f"; with {', '.join(f'{key} {value}' for key, value in differs.items())}" if now and differs else ""
+        yield (
+            f"- {before['run']}, seed {config['seed']}: {before['test']:.2%}, "
+            f"{before['weights'] / before['nonzeros']:.1f}x fewer weights{how}"
+        )
 
 
 def table(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -77,6 +106,7 @@ def table(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         "run",
         "seeds",
         "test",
+        "in int8",
         "to start",
         "to dense",
         *attacks,
@@ -88,6 +118,14 @@ def table(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for label, results in done.items():
         lines.append(f"| {' | '.join(line(label, results, targets, dense, bool(attacks)))} |")
+    if attacks:
+        rows_attacked = [row for result in pruned for row in result.get("robust", {}).values()]
+        count, eps = rows_attacked[0]["images"], rows_attacked[0]["eps"]
+        error = 100 * math.sqrt(0.25 / count)
+        lines.append(
+            f"\nUnder attack: the first {count:,} test images, changed by at most {255 * eps:.0f}/255 a pixel; a "
+            f"standard error of up to {error:.1f} points."
+        )
     for label, results in done.items():
         if trail := results[0].get("trail"):
             networks = ", ".join(f"{row['density']:.1%} ({row['heldout']:.1%})" for row in trail)
@@ -118,6 +156,7 @@ def line(
 
     tests = [result["test"] for result in results]
     spread = f" ± {statistics.stdev(tests):.2%}" if len(tests) > 1 else ""
+    rounded = [result["int8_test"] for result in results if result.get("int8_test") is not None]
     lost = [result["test"] - result["dense_test"] for result in results if result["dense_test"] is not None]
     seeds = [result["config"]["seed"] for result in results]
     below = [test - dense[seed] for test, seed in zip(tests, seeds, strict=True) if seed in dense]
@@ -132,6 +171,7 @@ def line(
         label,
         str(len(results)),
         f"{statistics.fmean(tests):.2%}{spread}",
+        f"{statistics.fmean(rounded):.2%}" if rounded else "",
         f"{100 * statistics.fmean(lost):+.2f}" if lost else "",
         f"{100 * statistics.fmean(below):+.2f}" if len(below) == len(tests) and label != "dense" else "",
         *([attacked] if is_attacked else []),

@@ -23,10 +23,12 @@ from typing import Any
 
 import yaml
 
+from codesign.compiler.probe import processor
 from codesign.prune import TRAIL, PruneConfig, PruneOutcome
 from codesign.prune import run as prune
 from codesign.trail import TrailRun
 from codesign.train import train_model
+from pruning.devices import pick_device, pick_precision
 from workloads.errors import CodesignError, ConfigError
 
 HERE = Path(__file__).parent
@@ -99,6 +101,8 @@ def execute(run: Run, out: Path, device: str) -> dict[str, Any]:
         "config": asdict(config),
         "command": config.command(folder),
         "version": version(),
+        "processor": processor(),
+        "precision": pick_precision("auto", pick_device(device)),
         **summary(outcome),
         **trail_of(folder),
     }
