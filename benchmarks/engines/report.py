@@ -26,13 +26,13 @@ are folded for all. One thread, fp32. Times are milliseconds of CPU time of the 
 the engines of a row were called in turns, in one run, and only ratios within a row mean anything: two rows may have
 met the machine in different moods. Not all rows were measured at one commit (they are named at the end): earlier runs
 gave 3.81, 4.00, 4.08 and 4.24 times the fastest dense engine for VGG-16 at 8x, 4.45, 4.76 and 4.79 with filter pairs,
-5.46 and 5.69 at 12x; with two threads 0.898 of two processes. VGG-16 is its 13 convolutions with their ReLUs and the
-five poolings, batch 1, the first layer dense, without the linear layers. "8x" is the rate of the pruned layers: 4 of
-9 weights in every kernel, one of eight patterns, and 9 of 32 kernels (12x: 3 of 16). Weights are random except where
-a pruned network is named; of such a network, channels that pruning left idle are gone for all engines, and "fewer
-weights" counts zeros among the rest. ncnn, which has no strided slices, gets option-A shortcuts as poolings of single
-pixels, and a batch sample by sample. TVM does not stand here: its tuner was not brought to run, and without it TVM is
-scalar code that anything beats.
+5.46 and 5.69 at 12x; with two threads 0.854 and 0.898 of two processes. VGG-16 is its 13 convolutions with ReLUs and
+the five poolings, batch 1, the first layer dense, without the linear layers. "8x" is the rate of the pruned layers: 4
+of 9 weights in every kernel, one of eight patterns, and 9 of 32 kernels (12x: 3 of 16). Weights are random except
+where a pruned network is named; of such a network, channels that pruning left idle are gone for all engines, and
+"fewer weights" counts zeros among the rest. ncnn, which has no strided slices, gets option-A shortcuts as poolings of
+single pixels, and a batch sample by sample. TVM does not stand here: its tuner was not brought to run, and without it
+TVM is scalar code that anything beats.
 """
 
 Rows = dict[str, Mapping[str, Any]]

@@ -177,7 +177,7 @@ def line(
         *([attacked] if is_attacked else []),
         f"{mean(lambda r: r['weights'] / r['nonzeros']):.1f}x fewer",
         f"{mean(lambda r: r['macs'][1] / r['macs'][0]):.2f}x"
-        + (f", {statistics.fmean(multiplied):.2f}x" if multiplied else ""),
+        + (f", {statistics.fmean(multiplied):.2f}x" if len(multiplied) == len(results) else ""),
         *prices,
         f"{mean(lambda r: r['seconds']) / 60:.0f}",
     ]

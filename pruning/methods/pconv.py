@@ -79,7 +79,7 @@ class PConv(MaskPruner):
       towards Z by the fraction rho lr / (1 - 0.9) a step. With 20 steps between updates the same pull takes a rho 25
       times as large: on ResNet-20 (0.03, 1) came to residuals of 5 % in 160 steps, the default only to 52 % in 96.
       A longer training wants less: duals hold the distances of several intervals. On ResNet-20, 20 epochs at rate 0.05
-      with 117 steps between updates, (0.01, 0.3) threw training accuracy from 98 to 77 % in an epoch and ended 1.1
+      with 117 steps between updates, (0.01, 0.3) threw training accuracy from 98 to 77 % in an epoch and ended 1.0
       points below (0.0002, 0.02), which docs/results.md shows.
     - Between two updates W moves a small part of its way only, where the papers train for epochs. A dual that takes up
       the whole distance each time makes removed kernels outrank kept ones: were W to stand still, the next two updates
