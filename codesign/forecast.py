@@ -9,20 +9,26 @@ goes nothing can be said but what it leaves alone.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accel_models import SimulationResult, target
-from codesign.prune import PruneConfig, nonzero_macs, price_in_words, pruner_of, start, without_dead_channels
+from codesign.prune import (
+    PruneConfig,
+    nonzero_macs,
+    price_in_words,
+    pruner_of,
+    start,
+    total_steps,
+    without_dead_channels,
+)
 from codesign.show import console
+from pruning.progress import shown
 from workloads.errors import ConfigError
 
 if TYPE_CHECKING:
     from workloads.graph import LayerGraph
-
-STEPS = 128
-"""Of the schedule; a run has more, with the same ends."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +69,7 @@ def forecast(config: PruneConfig) -> Forecast:
     """Carry a method out on the weights as they are, and price what is left. Nothing is written.
 
     Raises:
-        CodesignError: what `codesign.prune.run` would refuse before training, but for what only its number of steps
-            decides, such as a phase without a step.
+        CodesignError: what `codesign.prune.run` would refuse before training.
     """
     from workloads.lowering import lower
     from workloads.models import example_input
@@ -73,11 +78,11 @@ def forecast(config: PruneConfig) -> Forecast:
     if cls is None:
         raise ConfigError(f"--plan: {config.method} trains without pruning")
     machines, example = [target(name) for name in config.targets], example_input(config.model)
-    options = {name: value for name, value in config.options.items() if name != "frequency"}  # in steps of the run
-    pruner = pruner_of(cls, replace(config, options=options), module, example, images, None, STEPS)
+    steps = total_steps(config, images)
+    pruner = pruner_of(cls, config, module, example, images, None, steps)
     sparse = module
     if not cls.IS_LEARNED:
-        for _ in range(STEPS):
+        for _ in shown(range(steps), "steps of the schedule", steps, enabled=True):
             pruner.step()
         sparse = without_dead_channels(pruner, module, example).model
     batch, _ = next(images["heldout"].batches(32))

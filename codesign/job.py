@@ -89,10 +89,14 @@ class Job:
 
     @cached_property
     def dense_model(self) -> nn.Module:
+        from codesign.subject import classes_of
+        from pruning.masks import with_masks_in
         from workloads.models import build
 
         weights = Path(self.config.weights) if self.config.weights else None
-        return build(self.config.model, weights=weights, pretrained=weights is None)
+        classes = classes_of(self.config.data)
+        model = build(self.config.model, classes, weights, pretrained=weights is None)
+        return model if weights is None else with_masks_in(model, weights)
 
     @cached_property
     def example(self) -> tuple[Tensor, ...]:

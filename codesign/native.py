@@ -160,10 +160,13 @@ def measure_answers(compiled: Compiled, pictures: Pictures, check: bool) -> Answ
     for x, y in shown(batches, "images", -(-len(pictures) // BATCH), enabled=True):
         compiled.for_shapes(tuple(x.shape))  # code for a new batch is not part of its time
         begin = time.perf_counter()
-        answers = np.asarray(compiled(x.numpy()))
+        found = compiled(x.numpy())
         seconds += time.perf_counter() - begin
-        if answers.ndim != 2:
-            raise ConfigError(f"{graph.name}: answers {answers.shape}, accuracy needs one row of classes a picture")
+        shapes = [np.shape(each) for each in (found if isinstance(found, tuple) else (found,))]
+        if [len(shape) for shape in shapes] != [2]:
+            said = " and ".join(map(str, shapes))
+            raise ConfigError(f"{graph.name}: answers {said}, accuracy needs one row of classes a picture")
+        answers = np.asarray(found)
         right += int((answers.argmax(1) == y.numpy()).sum())
         if check:
             expected = np.asarray(run(graph.with_batch(len(x)), weights, x))

@@ -18,7 +18,7 @@ import yaml
 from accel_models import SimulationResult, Target, target
 from codesign.show import console
 from codesign.study import Study, content_hash, write_json
-from codesign.subject import load_images, load_split, objective_of
+from codesign.subject import classes_of, load_images, load_split, objective_of
 from workloads.errors import ConfigError, PlanError
 
 if TYPE_CHECKING:
@@ -207,8 +207,11 @@ def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool
         asked["weights_sha256"] = content_hash(file)
     if (out / "result.json").exists() and not overwrite:  # before a method measures anything
         return PruneOutcome.from_dict(Study.create(out, asked).read("result")["result"])
-    steps = -(-len(images["train"]) // config.batch_size) * config.epochs
-    pruner = None if cls is None else pruner_of(cls, config, module, example, images, out / TRAIL, steps)
+    pruner = (
+        None
+        if cls is None
+        else pruner_of(cls, config, module, example, images, out / TRAIL, total_steps(config, images))
+    )
     net = copy.deepcopy(module) if pruner is None else pruner.model
     study = Study.create(out, asked, overwrite)
     fitted = fit(
@@ -356,6 +359,11 @@ def pruner_of(
     return made
 
 
+def total_steps(config: PruneConfig, images: Mapping[str, Pictures]) -> int:
+    """Optimizer steps of a run."""
+    return -(-len(images["train"]) // config.batch_size) * config.epochs
+
+
 def without_dead_channels(pruner: Pruner, dense: nn.Module, example: Tensor) -> Shrunk:
     """The finished network without dead channels, or as it is where the method itself chose how many of them stay.
 
@@ -415,7 +423,7 @@ def load_pruned(folder: Path | str) -> nn.Module:
         raise ConfigError(f"{folder}: holds no finished run of codesign prune or codesign trail")
     name = study.config["model"]
     file = Path(folder) / "model.safetensors"
-    net: nn.Module = build(name)
+    net: nn.Module = build(name, classes_of(study.config.get("data", "")))
     if study.has("plan") and not (plan := PruningPlan.load(study.path("plan"))).is_empty:
         net = plan.apply(net, (example_input(name),))
     for key, tensor in read_weights(file).items():  # of constants that were folded where there was no bias
@@ -478,14 +486,13 @@ def report(config: PruneConfig, outcome: PruneOutcome, folder: Path, made: str =
         if int8 and _is_int8(machine):
             said.append(f"{int8} of the pruned network, quantised after training")
         said += [*outcome.notes, *(f"{each} under attack: {row}" for each, row in outcome.robust.items())]
-        known = outcome.dense_test if outcome.dense_test is not None else outcome.test
         record = ReportRecord(
             title=f"{config.model} with {config.method} ({options or 'default options'}) on {before.title}",
             before=before,
             after=after,
             model=config.model,
             data=config.data,
-            accuracies=Accuracies(dense_test=known, tuned_test=outcome.test, test_images=images),
+            accuracies=Accuracies(dense_test=outcome.dense_test, tuned_test=outcome.test, test_images=images),
             roofline_before=roofline(before, machine.spec),
             roofline_after=roofline(after, machine.spec),
             seed=config.seed,

@@ -151,12 +151,15 @@ def _clear(folder: Path) -> None:
     from reports.html import REPORT_FIGURES
 
     names = ("plan.json", "result.json", "report.json", "report.html", "model.safetensors", "training.pt")
-    figures, trail = folder / "figures", folder / "trail"
-    known = [*(folder / name for name in names), *(figures / f"{name}.png" for name in REPORT_FIGURES)]
+    trail = folder / "trail"
+    places = [folder, *(folder / name for name in _stored(folder / "config.json").get("targets", ()))]
+    figures = [place / "figures" for place in places]
+    known = [*(place / name for place in places for name in names)]
+    known += [place / f"{name}.png" for place in figures for name in REPORT_FIGURES]
     known += [folder / "trail.png", trail / "trail.json", *trail.glob("step*.safetensors")]
     for path in [*known, *folder.glob("*.json.part"), *filter(_is_phase, folder.glob("*.json"))]:
         path.unlink(missing_ok=True)
-    for place in (figures, trail):
+    for place in (*figures, trail, *places[1:]):
         if place.is_dir() and not any(place.iterdir()):
             place.rmdir()
 

@@ -30,7 +30,6 @@ class Subject:
         name: what the user called it. module, example: None for a saved graph.
         saved: the graph, if it was read from a file; of a file of layers, one for each.
         on_unknown: passed to lowering.
-        weights: where the weights came from, for records.
     """
 
     name: str
@@ -38,7 +37,6 @@ class Subject:
     example: Tensor | None = None
     saved: tuple[LayerGraph, ...] = ()
     on_unknown: Literal["error", "vector"] = "error"
-    weights: str = "random"
 
     @classmethod
     def named(
@@ -60,9 +58,11 @@ class Subject:
         is_written = name.startswith(("table:", "layer:", "layers:"))
         if shape is not None and (is_written or ":" not in name):
             raise ConfigError(f"{name}: has an input shape of its own; --input goes with package.module:function")
+        if (name.endswith(".json") or is_written) and (weights or pretrained):
+            raise ConfigError(f"{name}: a layer graph takes no weights; lower the model with its weights instead")
+        if pretrained and ":" in name:
+            raise ConfigError(f"{name}: no weights are known for it; give a file (--weights)")
         if name.endswith(".json"):
-            if weights or pretrained:
-                raise ConfigError(f"{name}: a layer graph takes no weights; lower the model with its weights instead")
             return cls(name, saved=(LayerGraph.load(Path(name)),))
         if is_written:
             return cls(name, saved=_written_out(name))
@@ -71,8 +71,7 @@ class Subject:
         from workloads.models import build, example_input
 
         module = build(name, weights=weights, pretrained=pretrained)
-        source = str(weights) if weights else ("pretrained" if pretrained else "random")
-        return cls(name, module, example_input(name), on_unknown=unknown, weights=source)
+        return cls(name, module, example_input(name), on_unknown=unknown)
 
     @property
     def graph(self) -> LayerGraph:
@@ -136,7 +135,7 @@ def _imported(name: str, weights: Path | None, shape: str | None, on_unknown: Li
         from workloads.models.weights import load_weights
 
         load_weights(model, weights)
-    return Subject(name, model.eval(), example, on_unknown=on_unknown, weights=str(weights or "own"))
+    return Subject(name, model.eval(), example, on_unknown=on_unknown)
 
 
 def _random_input(text: str) -> Tensor:
@@ -155,6 +154,14 @@ def _random_input(text: str) -> Tensor:
 def load_images(model: str, data: str) -> dict[str, Pictures]:
     """Train, held-out and test images of a data set for a zoo model; errors as `load_split`."""
     return {split: load_split(model, data, split) for split in ("train", "heldout", "test")}
+
+
+def classes_of(data: str) -> int | None:
+    """How many classes a data set has; None for one that is not known by name, such as that of detection."""
+    from workloads.data import data_sets
+
+    known = data_sets()
+    return known[data].num_classes if data in known else None
 
 
 def load_split(model: str, data: str, split: str) -> Pictures:

@@ -116,7 +116,7 @@ def _parse(name: str) -> tuple[Callable[..., Tensor], tuple[int, ...]]:
     ((2, 4), ())
     """
     form = re.sub(r"[1-9]\d*", "#", name)
-    if form not in GRANULARITIES:
+    if "#" in name or form not in GRANULARITIES:
         shown = tuple(each.replace("#:#", "2:4").replace("#x#", "4x1").replace("#", "4") for each in GRANULARITIES)
         raise unknown_name("granularity", name, shown)
     numbers = tuple(int(number) for number in re.findall(r"\d+", name))

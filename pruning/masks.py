@@ -171,7 +171,7 @@ def keep_masks(model: nn.Module, optimizer: torch.optim.Optimizer) -> RemovableH
     Raises:
         PlanError: the model has no baked mask.
     """
-    if not masks_of(model):
+    if not baked_masks(model):
         raise PlanError("the model carries no mask that training could keep; bake one first")
 
     def after_step(*_: object) -> None:

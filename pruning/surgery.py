@@ -262,19 +262,18 @@ def random_inputs(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> tuple
     """Standard normal numbers in place of floats; twice the batch where it is one and the model takes two."""
     generator = torch.Generator().manual_seed(0)
 
-    def drawn(example: Tensor, batch: int) -> Tensor:
+    def drawn(example: Tensor, times: int) -> Tensor:
         if not example.is_floating_point():
-            return example.repeat(batch // len(example), *[1] * (example.dim() - 1))
-        return torch.randn((batch, *example.shape[1:]), generator=generator).to(example)
+            return example.repeat(times, *[1] * (example.dim() - 1))
+        return torch.randn((times * len(example), *example.shape[1:]), generator=generator).to(example)
 
-    own = len(example_inputs[0])
-    doubled = tuple(drawn(example, max(own, 2)) for example in example_inputs)
+    doubled = tuple(drawn(example, 2 if len(example_inputs[0]) == 1 else 1) for example in example_inputs)
     try:
         with torch.no_grad(), evaluating(model):
             model(*doubled)
         return doubled
     except Exception:  # a model that only takes its own batch
-        return tuple(drawn(example, own) for example in example_inputs)
+        return tuple(drawn(example, 1) for example in example_inputs)
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -279,7 +279,7 @@ class _Run:
             model.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay,
             nesterov=settings.momentum > 0, foreach=None if pruner is None else False,
         )  # fmt: skip
-        if pruner is None and masks.masks_of(model):
+        if pruner is None and masks.baked_masks(model):
             masks.keep_masks(model, self.optimizer)
         steps = settings.epochs * settings.steps_per_epoch
         self.schedule = CosineSchedule(settings.lr, steps, round(settings.warmup * steps))
@@ -354,7 +354,7 @@ class _Run:
         last = self.history[-1]
         is_moving = self.pruner is not None and not self.pruner.is_settled
         if is_moving or last.heldout_accuracy is None:
-            self.best_epoch = last.epoch
+            self.best_epoch, self.best = last.epoch, None
             return
         best = 0.0 if self.best is None else self.history[self.best_epoch - 1].heldout_accuracy or 0.0
         if last.heldout_accuracy >= best:
@@ -378,6 +378,7 @@ class _Run:
             "pruner": None if self.pruner is None else self.pruner.state_dict(),
             "generator": self.generator.get_state(),
             "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "history": [asdict(entry) for entry in self.history],
             "best": self.best,
             "best_epoch": self.best_epoch,
@@ -409,5 +410,7 @@ class _Run:
                 raise ConfigError(f"{path}: {error}; give the same options, or another checkpoint file") from error
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["torch"])
+        if self.device.type == "cuda" and state.get("cuda") is not None:
+            torch.cuda.set_rng_state(state["cuda"], self.device)
         self.history = [Epoch(**entry) for entry in state["history"]]
         self.best, self.best_epoch = state["best"], state["best_epoch"]

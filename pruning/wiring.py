@@ -251,8 +251,9 @@ class Wiring:
         for cut in chosen:
             if cut.tensor in products:
                 product = products[cut.tensor].double()
-                sums = product.sum([axis for axis in range(product.dim()) if axis != cut.axis]).numpy()
-                np.add.at(total, cut.unit, sums[cut.index])
+                others = [axis for axis in range(product.dim()) if axis != cut.axis]
+                sums = product.sum(others) if others else product  # over no axes torch sums over all
+                np.add.at(total, cut.unit, sums.numpy()[cut.index])
         return total
 
     # ---- layers -----------------------------------------------------------------------------------------------------

@@ -295,7 +295,7 @@ class DropPruning(MaskPruner):
     def _slowest(self, p_in: float | None) -> int:
         """The most optimizer steps between pruning steps with which every pool settles before p_in decays."""
         steps = max(settling_steps(pool.target / pool.size, self.rho, self.p_out, p_in) for pool in self.pools)
-        return max(1, (self.last - self.first) // math.ceil(steps / (1 - self.closing)))
+        return max(1, (self.last - self.first) // math.ceil(max(steps, 1) / (1 - self.closing)))
 
     def _check(self, pool: Pool) -> None:
         live = float(pool.size)

@@ -87,9 +87,9 @@ class FilterPruner(Pruner):
         self.last = round(end * total_steps)
         self._check(end)
         self.wiring = wire(self.model, analyze(wire(self.model, example_inputs).graph, keep))
-        self.notes = tuple(f"{group}: stays whole, {reason}" for group, reason in self._reasons())
-        spared = {note.partition(":")[0] for note in self.notes}
-        self.groups = tuple(name for name in self.wiring.prunable if name not in spared)
+        reasons = dict(self._reasons())
+        self.notes = tuple(f"{group}: stays whole, {reason}" for group, reason in reasons.items())
+        self.groups = tuple(name for name in self.wiring.prunable if name not in reasons)
         if not self.groups:
             raise PlanError(f"no channel group can lose units; {'; '.join(self.notes)}")
         nothing = self.wiring.masks(self.model, {name: np.zeros(0, np.int64) for name in self.groups})
@@ -113,10 +113,8 @@ class FilterPruner(Pruner):
     def _reasons(self) -> Iterator[tuple[str, str]]:
         """Groups that stay whole, and why."""
         for group in self.wiring.analysis.groups:
-            if not group.prunable:
-                yield group.name, group.reason
-            elif group.name not in self.wiring.prunable:
-                yield group.name, "a weight of it is computed, not a parameter"
+            if reason := self.wiring.reasons.get(group.name):
+                yield group.name, reason
             elif any(isinstance(module, nn.RNNBase) for module in self._modules(group.name)):
                 yield (
                     group.name,

@@ -154,12 +154,15 @@ class SparseGPT(OneShot):
         weight = masks.dense_weight(self.model, name)
         density = self.density[name] if isinstance(self.density, Mapping) else self.density
         windows = self._windows(weight.shape[1], hessian.shape[1])
+        allowed = as_rows(masks.baked_masks(self.model).get(name, torch.ones_like(weight, dtype=torch.bool)))[0]
 
         def choose(costs: Tensor, start: int, stop: int) -> Tensor:
+            costs = torch.where(allowed[:, start:stop], costs, 0)  # zeros of an earlier pruning stay zeros
             if self.granularity != "weight":
-                return mask(costs, density, self.granularity)
+                return mask(costs, density, self.granularity) & allowed[:, start:stop]
             count = kept_count(len(weight) * stop, density) - (kept_count(len(weight) * start, density) if start else 0)
-            return keep_best(costs, count) if count else torch.zeros_like(costs, dtype=torch.bool)
+            best = keep_best(costs, count) if count else torch.zeros_like(costs, dtype=torch.bool)
+            return best & allowed[:, start:stop]
 
         rows, kept = reconstruct(as_rows(weight)[0], hessian[0], windows, choose, self.dampening)
         weight.copy_(from_rows(rows, weight.shape))

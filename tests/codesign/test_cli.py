@@ -292,6 +292,10 @@ BAD = {
         lambda f: ["search", "lenet5", "--data", "minst", *BUDGET, "--out", f / "o"],
         "unknown data set 'minst'",
     ),
+    "weights of a layer": (
+        lambda f: ["lower", "layer:conv c=8 k=8 h=4 r=3", "--weights", f / "w.safetensors", "--out", f / "g.json"],
+        "a layer graph takes no weights",
+    ),
     "missing file": (lambda f: ["simulate", f / "no.json", "--target", "ideal"], "no.json"),
     "yaml syntax": (
         lambda f: ["simulate", "lenet5", "--target", broken(f, "m.yaml", "a: [1")],

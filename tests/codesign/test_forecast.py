@@ -42,10 +42,12 @@ def test_channels_are_counted() -> None:
     assert last.kept_filters == last.filters
 
 
-def test_updates_in_steps_of_the_run_are_no_obstacle() -> None:
-    drop = replace(CONFIG, method="drop_pruning")
-    often = forecast(replace(drop, options={"density": 0.5, "frequency": 1000}))
-    assert often == forecast(replace(drop, options={"density": 0.5}))
+def test_the_length_of_the_run_decides_what_can_be_carried_out() -> None:
+    slow = replace(CONFIG, method="drop_pruning", options={"density": 0.1, "p_out": 0.1})
+    with pytest.raises(CodesignError, match="pruning steps"):
+        forecast(slow)
+    rows = forecast(replace(slow, epochs=40)).layers
+    assert any(0 < row.kept < 0.2 * row.weights for row in rows)
 
 
 def test_what_is_learned_is_not_foretold(tmp_path: Path) -> None:

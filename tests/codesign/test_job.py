@@ -28,6 +28,7 @@ from codesign.space import price_table
 from codesign.study import Study, write_json
 from pruning import checkpoint, training
 from pruning.evaluation import accuracy, recalibrate
+from pruning.masks import bake
 from pruning.plan import PruningPlan
 from pruning.sensitivity import Sensitivity
 from workloads.data import load
@@ -639,3 +640,14 @@ class TestRefused:
 def test_configurations_survive_json(tmp_path: Path) -> None:
     config = config_of(tmp_path, densities=(0.5, 0.25), keep=("conv",), multiple=4)
     assert SearchConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_zeros_of_the_given_weights_stay_zeros(trained: Path, tmp_path: Path, no_report: None) -> None:
+    model = build("digits_cnn", weights=trained)
+    mask = torch.rand(model.block2.conv1.weight.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    save_weights(bake(model, {"block2.conv1.weight": mask}), tmp_path / "pruned.safetensors")
+    config = config_of(tmp_path / "pruned.safetensors", keep=("block2.conv1", "conv"))
+    run(config, tmp_path / "run", device="cpu")
+    found = load_outcome(tmp_path / "run").model
+    assert found.block2.conv1.weight.shape == mask.shape
+    assert not found.block2.conv1.weight[~mask].any()

@@ -114,3 +114,15 @@ def test_mistakes_are_one_line(folder: Path, call, error: type[Exception], messa
     with pytest.raises(error, match=message) as found:
         call(folder)
     assert "\n" not in str(found.value)
+
+
+def test_answers_that_are_no_classes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    native.compile_model("ssd_digits", tmp_path / "detector")
+    size = tuple(example_input("ssd_digits").shape[1:])
+    data = ImageData(
+        "made up", "test", np.zeros((3, *size), np.uint8), np.zeros(3, np.int64), np.arange(3), 10,
+        Preprocessing((0.5,) * size[0], (0.5,) * size[0]),
+    )  # fmt: skip
+    monkeypatch.setattr(native, "load_split", lambda *_: data)
+    with pytest.raises(ConfigError, match=r"answers \(3, 640, 4\) and \(3, 640, 11\), accuracy needs one row"):
+        native.run_model(tmp_path / "detector", "made up")

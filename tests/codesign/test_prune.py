@@ -225,6 +225,8 @@ def test_attacks_on_both_networks_are_counted(tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, epochs=1, attacked=50, method="dense", options={}, targets=("ideal",))
     found = prune.run(config, tmp_path / "run")
     assert list(found.robust) == ["pruned"]  # what was not trained has nothing to lose
+    record = json.loads((prune.report(config, found, tmp_path / "run")[0].parent / "report.json").read_text())
+    assert record["accuracies"]["dense_test"] is None
     weights = str(tmp_path / "run" / "model.safetensors")
     found = prune.run(dataclasses.replace(config, weights=weights), tmp_path / "again")
     dense, pruned = found.robust["dense"], found.robust["pruned"]

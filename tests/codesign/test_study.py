@@ -135,6 +135,15 @@ class TestOverwrite:
         Study.create(tmp_path, CONFIG, overwrite=True)
         assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
+    def test_reports_of_several_targets_go_too(self, tmp_path: Path) -> None:
+        study = Study.create(tmp_path, {**CONFIG, "targets": ["a", "b"]})
+        run_phase(study, "front", Counted((1,)))
+        for place in ("a", "b/figures"):
+            (tmp_path / place).mkdir(parents=True)
+        self.fill(tmp_path, ("a/report.html", "a/report.json", f"b/figures/{REPORT_FIGURES[0]}.png", "b/mine.txt"))
+        Study.create(tmp_path, CONFIG, overwrite=True)
+        assert set(files(tmp_path)) == {"config.json", "b/mine.txt"}
+
     @pytest.mark.parametrize("name", ["notes.json", "my.safetensors", "config.json"])
     def test_a_folder_without_a_study_is_never_cleared(self, tmp_path: Path, name: str) -> None:
         self.fill(tmp_path, (name,))  # a config.json of another program

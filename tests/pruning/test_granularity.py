@@ -60,7 +60,7 @@ def test_scores_take_the_place_of_magnitudes():
 
 @pytest.mark.parametrize("granularity", NAMES)
 @pytest.mark.parametrize("shape", [(5, 7), (6, 5, 3), (7, 6, 3, 3), (4, 3, 1, 1)])
-def test_masks_nest_as_density_falls_and_keep_about_as_much_as_asked(granularity, shape):
+def test_masks_nest_as_density_falls(granularity, shape):
     """The best of few are among the best of many, for groups of all sizes and edges that divide nothing."""
     if granularity.startswith("pattern") and shape[2:] == (3,):
         pytest.skip("patterns are for 3x3 and 1x1 kernels")
@@ -71,7 +71,14 @@ def test_masks_nest_as_density_falls_and_keep_about_as_much_as_asked(granularity
     found = [mask(weight, density, granularity) for density in densities]
     assert all(one.shape == weight.shape and one.any() for one in found)
     assert (found[-1] <= found[0]).all()
-    assert found[0].float().mean() <= 1
+
+
+@pytest.mark.parametrize("granularity", NAMES)
+@pytest.mark.parametrize("density", [2 / 9, 4 / 9])
+def test_masks_keep_what_is_asked_for_where_groups_fit(granularity, density):
+    weight = torch.randn((48, 48, 3, 3), generator=torch.Generator().manual_seed(3))
+    asked = max(density, smallest_density(granularity))
+    assert float(mask(weight, asked, granularity).float().mean()) == pytest.approx(asked, abs=0.01)
 
 
 class TestNOfM:
@@ -222,3 +229,9 @@ class TestPatterns:
 def test_bad_inputs(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", ["#:#", "#x#", "pattern/#"])
+def test_the_forms_of_names_are_no_names(name):
+    with pytest.raises(ConfigError, match="unknown granularity"):
+        mask(torch.ones(4, 4, 3, 3), 0.4, name)

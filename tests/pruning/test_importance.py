@@ -120,6 +120,24 @@ class TestGradients:
         assert (found.units["block1.conv1"] > 0).sum() > 16
         assert rank_units(model, analysis, "taylor", heldout)["block1.conv1"][-1] == 3
 
+    def test_biases_of_queries_and_keys_count_a_unit_each(self, heldout):
+        class Attention(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.q, self.k, self.v, self.o = (nn.Linear(8, width) for width in (8, 8, 8, 10))
+
+            def forward(self, x):
+                x = x.flatten(1, 2)
+                return self.o(torch.softmax(self.q(x) @ self.k(x).transpose(1, 2), -1) @ self.v(x)).mean(1)
+
+        model = Attention()
+        with torch.no_grad():  # a key that nothing looks for
+            model.q.weight[5] = model.q.bias[5] = model.k.weight[5] = model.k.bias[5] = 0
+        analysis = analyze(lower(model, (example_input("digits_cnn"),)))
+        found = rank_units(model, analysis, "taylor", heldout)
+        name = next(name for name in found if name in ("q", "k"))
+        assert found[name][-1] == 5
+
     def test_the_model_is_left_alone(self, heldout):
         model = build("digits_cnn").train()
         model.fc.weight.requires_grad_(False)

@@ -212,6 +212,10 @@ def test_nothing_in_silence(dense):
         masks.bake(dense)
     with pytest.raises(PlanError, match="no mask that training could keep"):
         masks.keep_masks(dense, torch.optim.SGD(dense.parameters(), 0.1))
+    worn = nn.Sequential(nn.Linear(2, 2))
+    masks.attach(worn, {"0.weight": torch.eye(2, dtype=torch.bool)})  # which training keeps by itself
+    with pytest.raises(PlanError, match="no mask that training could keep"):
+        masks.keep_masks(worn, torch.optim.SGD(worn.parameters(), 0.1))
     with pytest.raises(PlanError, match=r"'0\.weight' carries no mask"):
         masks.set_masks(dense, {"0.weight": checkerboard(dense[0].weight)})
     masks.attach(dense, {"0.weight": checkerboard(dense[0].weight)})

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pruning import masks
 from pruning.plan import PruningPlan, magnitude_masks, make_plan
-from pruning.surgery import check_equal, cut
+from pruning.surgery import check_equal, cut, random_inputs
 from pruning.wiring import wire
 from tests.pruning.cutting import as_plan, assert_answers_alike, compare, parameters, random_units
 from tests.pruning.networks import NETWORKS, awake, example, network
@@ -439,3 +439,20 @@ class TestMakingPlans:
         model = network("Chain")
         with pytest.raises(CodesignError, match=message):
             magnitude_masks(model, lower(model, example()), wanted)
+
+
+def test_inputs_without_a_batch_keep_their_size():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.outer = nn.Linear(3, 8), nn.Linear(8, 2)
+
+        def forward(self, x, scale):
+            return self.outer(F.relu(self.inner(x * scale)))
+
+    for batch in (1, 4):
+        inputs = (torch.randn(batch, 3), torch.randn(3))
+        found = random_inputs(Scaled(), inputs)
+        assert [tuple(each.shape) for each in found] == [(batch, 3), (3,)]
+    found = random_inputs(nn.Linear(3, 2), (torch.zeros(1, 3),))
+    assert found[0].shape == (2, 3)

@@ -201,6 +201,17 @@ class TestResume:
 
         monkeypatch.setattr(training._Run, "epoch", epoch)
 
+    def test_going_on_without_held_out_pictures_keeps_the_last_epoch(self, train, heldout, tmp_path, monkeypatch):
+        file = tmp_path / "state.pt"
+        with monkeypatch.context() as patch:
+            self.stop_after(patch, 2)
+            with pytest.raises(StoppedError):
+                quick(build("digits_cnn"), train, epochs=3, heldout=heldout, checkpoint=file)
+        model, whole = build("digits_cnn"), build("digits_cnn")
+        assert quick(model, train, epochs=3, checkpoint=file).chosen_epoch == 3
+        quick(whole, train, epochs=3)
+        assert same(model, whole)
+
     @pytest.mark.parametrize("with_pruner", [False, True])
     def test_the_same_as_without_a_stop(self, train, heldout, tmp_path, monkeypatch, with_pruner):
         def start():

@@ -244,3 +244,12 @@ def test_the_size_only_falls_towards_the_target_while_p_in_decays():
         sizes.append(live)
     assert sizes == sorted(sizes, reverse=True)
     assert pool.target < sizes[-1] < 1.01 * pool.target
+
+
+@pytest.mark.parametrize("options", [{"p_in": 0.0}, {"rho": 0.05}, {"p_in": 0.0, "frequency": 2}])
+def test_a_density_that_is_reached_before_anything_drops_out_is_no_error(options):
+    pruner = DropPruning(small_net(), EXAMPLE, 40, density=0.97, end=1.0, **options)
+    for _ in range(40):
+        pruner.step()
+    shares = [mask.float().mean() for mask in masks.masks_of(pruner.finalize()).values()]
+    assert max(shares) < 1
