@@ -48,7 +48,7 @@ def study_record(job: Job) -> ReportRecord:
         size_bytes=(costs["dense"]["size"], costs["pruned"]["size"]),
         accuracies=_accuracies(stored),
         budgets=_budgets(config, stored, job.front),
-        front=_front(job.space, job.front, picked, costs["dense"]),
+        front=_front(job.space, job.front, picked),
         staircases=_staircases(job, plan),
         roofline_before=roofline(before, job.machine.spec),
         roofline_after=roofline(after, job.machine.spec),
@@ -82,7 +82,7 @@ def _budgets(config: SearchConfig, stored: Mapping[str, Any], front: Front) -> t
     )
 
 
-def _front(space: Space, front: Front, picked: Mapping[str, Any], dense: Mapping[str, float]) -> FrontRecord:
+def _front(space: Space, front: Front, picked: Mapping[str, Any]) -> FrontRecord:
     """All candidates, the measured ones with their accuracy and their price on the real pruned graph."""
     measured = {tuple(item["choice"]): item for item in picked["measured"]}
     points = []

@@ -168,7 +168,9 @@ def simulation(
     if trace and isinstance(machines[0], Target):
         print(_trace(trace, ready[0], machines[0], results[0]))
     if report:
-        print(_report(report, results, subject))
+        from reports.html import write_comparison
+
+        print(write_comparison(report, results))
 
 
 def _summary(results: Sequence[SimulationResult]) -> Table:
@@ -226,12 +228,6 @@ def _trace(path: Path, graph: LayerGraph, machine: Target, result: SimulationRes
     total = float(played.cycles.sum())
     off = total / result.cycles - 1
     return f"{machine.name} played: {total:,.0f} cycles, {off:+.2%} from the closed form; trace: {path}"
-
-
-def _report(folder: Path, results: list[SimulationResult], subject: Subject) -> Path:
-    from reports.html import write_comparison
-
-    return write_comparison(folder, results)
 
 
 def parse_changes(changes: Sequence[str]) -> dict[str, float]:

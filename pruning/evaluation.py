@@ -86,11 +86,6 @@ def accuracy(model: nn.Module, data: ImageData, batch_size: int = 500, limit: in
     return evaluate(model, data, batch_size=batch_size, limit=limit).accuracy
 
 
-def evaluate_loss(model: nn.Module, data: ImageData, batch_size: int = 500, limit: int | None = None) -> float:
-    """Mean cross entropy in float32, in nats; `evaluate` says more."""
-    return evaluate(model, data, batch_size=batch_size, limit=limit).loss
-
-
 def labelled_batches(data: Labelled, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
     """Batches (x, y) of what a method is given to measure on; ready-made batches keep their size.
 

@@ -87,10 +87,6 @@ class PruningPlan:
 
         return apply(self, model, example_inputs)
 
-    def with_notes(self, *notes: str) -> PruningPlan:
-        """A copy with further notes."""
-        return PruningPlan(self.model, self.channels, self.units, self.masks, (*self.notes, *notes))
-
     def __str__(self) -> str:
         gone, groups = sum(self.removed.values()), len(self.removed)
         elements = sum(zeros.elements for zeros in self.masks.values())

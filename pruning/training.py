@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from pruning import checkpoint as checkpoints
 from pruning import masks
 from pruning.devices import autocast, kept_memory, pick_device, pick_precision, place, placed
-from pruning.evaluation import Pictures, Score, accuracy, cross_entropy, evaluate, evaluate_loss
+from pruning.evaluation import Pictures, Score, cross_entropy, evaluate
 from pruning.progress import shown
 from pruning.schedule import CosineSchedule
 from workloads.data import ImageData
@@ -31,10 +31,6 @@ from workloads.errors import ConfigError, PlanError
 
 if TYPE_CHECKING:
     from pruning.methods.base import Pruner
-
-__all__ = [
-    "Classification", "Distillation", "Epoch", "FitResult", "Objective", "accuracy", "evaluate", "evaluate_loss", "fit",
-]  # fmt: skip
 
 
 class Objective(Protocol):

@@ -15,8 +15,7 @@ from codesign.compiler.isa import Isa
 from codesign.compiler.layout import FLOAT_BYTES
 from workloads.activations import parse_activation
 
-I1, I8, I32, I64, F32, PTR = (
-    ir.IntType(1),
+I8, I32, I64, F32, PTR = (
     ir.IntType(8),
     ir.IntType(32),
     ir.IntType(64),

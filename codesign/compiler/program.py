@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from codesign.compiler.arena import ALIGNMENT
 from codesign.compiler.kernels import Kernel
 from codesign.compiler.kernels.control import BarrierKernel
-
-ALIGNMENT = 64
 
 
 class Space(IntEnum):

@@ -79,13 +79,13 @@ def _additions(graph: LayerGraph) -> dict[str, Step]:
             continue
         conv = graph[layer.fused_into]
         other = layer.inputs[0] if layer.inputs[1] == conv.name else layer.inputs[1]
-        residual, moves = _residual(graph, layer, other)
+        residual, moves = _residual(graph, other)
         absorbed = (conv.name, *moves)
         found[layer.name] = Step(conv, layer.name, conv.inputs, layer.activation, residual, None, absorbed)
     return found
 
 
-def _residual(graph: LayerGraph, add: Layer, name: str) -> tuple[Residual, tuple[str, ...]]:
+def _residual(graph: LayerGraph, name: str) -> tuple[Residual, tuple[str, ...]]:
     """Where an operand really lies, and the layers that moved it there and that nobody else reads."""
     moves: list[str] = []
     layer = graph[name]

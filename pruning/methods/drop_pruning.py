@@ -148,6 +148,7 @@ class DropPruning(MaskPruner):
 
     Raises:
         PlanError: an option out of range, or too few pruning steps for the size to come near the target.
+        ConfigError: an unknown `recover`.
     """
 
     EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = (

@@ -55,6 +55,7 @@ class FilterPruner(Pruner):
 
     Raises:
         PlanError: neither or both of `density` and `macs`, a target that is out of range or of reach, nothing to prune.
+        ConfigError: an unknown `scope`.
 
     Choices: all go in one step, as with Li et al.; He et al. and Molchanov et al. take some at a time while training,
     and He et al. let them grow back. A global ranking by `l1` or `fpgm` divides by each group's mean, since layers

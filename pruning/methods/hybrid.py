@@ -116,8 +116,8 @@ class HybridPruning(Pruner):
     gives at step `begin` is kept until `end`, so that what is removed does not drift while the weights train.
 
     Raises:
-        PlanError: no target can be met, nothing would be removed, or an option out of range.
-        ConfigError: test pictures, or no data.
+        PlanError: no target can be met, nothing would be removed, no data, or an option out of range.
+        ConfigError: test pictures.
     """
 
     NEEDS_DATA: ClassVar[bool] = True

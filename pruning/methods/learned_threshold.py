@@ -163,6 +163,7 @@ class LearnedThreshold(Pruner):
 
     Raises:
         PlanError: an option out of range, neither `density` nor `l0_weight`, or a name that is no layer.
+        ConfigError: an unknown `update`.
     """
 
     STATED = frozenset({"trail"})

@@ -43,6 +43,7 @@ class MaskPruner(Pruner):
 
     Raises:
         PlanError: nothing would be removed, or a name is no layer with weights.
+        ConfigError: an unknown scope or granularity.
     """
 
     def __init__(
@@ -202,7 +203,7 @@ def ranked_masks(
         scope: "layer" ranks inside each weight, "global" ranks the single weights of all against each other.
 
     Raises:
-        PlanError: a density out of range, or what `check_scope` refuses.
+        PlanError, ConfigError: a density out of range, or what `check_scope` refuses.
     """
     check_scope(density, granularity, scope)
     if scope == "layer":
@@ -226,7 +227,12 @@ def _mask(scores: Tensor, density: float, granularity: str, library: PatternLibr
 
 
 def check_scope(density: Densities, granularity: str, scope: str) -> None:
-    """Raise a PlanError for scope "global" with other groups than single weights or with densities by name."""
+    """See that a ranking can be carried out.
+
+    Raises:
+        ConfigError: an unknown scope.
+        PlanError: scope "global" with other groups than single weights, or with densities by name.
+    """
     if scope not in ("layer", "global"):
         raise unknown_name("scope", scope, ("layer", "global"))
     if scope == "global" and (isinstance(density, Mapping) or granularity != "weight"):

@@ -91,6 +91,7 @@ class NetworkPruningNetwork(Pruner):
     Raises:
         PlanError: no channel group can be gated, a last layer is no module, an option is out of range, or the floors
             alone keep more than the budget.
+        ConfigError: an unknown `weighting`.
     """
 
     IS_LEARNED = True
