@@ -25,7 +25,7 @@ seed, time, command and code version. Versions differ between rows; one that end
 committed. The runs of a table start from the same weights and train equally long at the same rate, in bf16, as
 `--device auto` does where the processor multiplies it. Where they start from trained weights, that network teaches all
 of them, the dense run too (`--no-distil` is not given): seven tenths of the loss are the distance to its answers. The
-detector and networks from scratch have no teacher. Baselines have default options and were run once.
+detector and networks from scratch have no teacher. Baselines have default options, but for what makes their budgets.
 
 Ratios, thresholds and options were chosen on held-out training images, and so is the epoch that a run keeps, but where
 a table says otherwise. The zoo's CIFAR-10 weights were trained on these images too, so from them the choice of the
@@ -79,7 +79,7 @@ def superseded(experiment: str, rows: Mapping[str, Sequence[Mapping[str, Any]]])
     """What came of runs before those of a table, and in what their configurations differ."""
     for file in sorted((RESULTS / "superseded").glob(f"{experiment}.*.json")):
         before = json.loads(file.read_text())
-        config, now = before["config"], next((row["config"] for row in rows[before["run"]]), {})
+        config, now = before["config"], next((row["config"] for row in rows.get(before["run"], ())), {})
         asked, known = config | config["options"], now | now.get("options", {})
         differs = {
             key: value

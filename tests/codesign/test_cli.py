@@ -296,6 +296,10 @@ BAD = {
         lambda f: ["lower", "layer:conv c=8 k=8 h=4 r=3", "--weights", f / "w.safetensors", "--out", f / "g.json"],
         "a layer graph takes no weights",
     ),
+    "known weights of a module of one's own": (
+        lambda f: ["lower", f"{own_model(f)}:net", "--input", "1,3,8,8", "--pretrained"],
+        "no weights are known for it; give a file (--weights)",
+    ),
     "missing file": (lambda f: ["simulate", f / "no.json", "--target", "ideal"], "no.json"),
     "yaml syntax": (
         lambda f: ["simulate", "lenet5", "--target", broken(f, "m.yaml", "a: [1")],

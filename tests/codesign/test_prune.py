@@ -26,7 +26,8 @@ from pruning.quantization import quantize
 from pruning.shrink import Shrunk
 from pruning.training import Classification
 from tests.pruning.cutting import parameters
-from workloads.data import detection, load
+from workloads.data import detection, digits, load
+from workloads.data.sets import Arrays, Part
 from workloads.errors import ConfigError, PlanError
 from workloads.lowering import lower
 from workloads.models import build, example_input
@@ -390,3 +391,15 @@ def test_channel_multiples_come_from_the_targets(monkeypatch: pytest.MonkeyPatch
         prune.pruner_of(Rounding, dataclasses.replace(config, options=options), nn.Module(), None, images, None, 8)  # type: ignore[arg-type]
     assert seen == [wanted, 5]
     assert wanted > 1
+
+
+def test_a_data_set_of_other_classes_gives_its_network_back(monkeypatch, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    def read(root: Path, part: Part) -> Arrays:
+        images, labels = digits.read(root, part)
+        return images, labels % 4
+
+    few = dataclasses.replace(digits.DATA_SET, name="few", num_classes=4, read=read)
+    monkeypatch.setattr("workloads.data.data_sets", lambda: {"few": few})
+    config = dataclasses.replace(CONFIG, data="few", targets=("ideal",), epochs=1)
+    prune.run(config, tmp_path / "run")
+    assert load_pruned(tmp_path / "run").fc.out_features == 4

@@ -112,6 +112,22 @@ class TestTargets:
         assert set(pruner.kept) == {"conv1"}
         assert any(note.startswith("stem: stays whole") for note in pruner.notes)
 
+    def test_what_a_module_ties_is_said(self):
+        class Tied(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.embed, self.attend = nn.Linear(3, 12), nn.MultiheadAttention(12, 3, batch_first=True)
+                self.wide, self.head = nn.Linear(12, 8), nn.Linear(8, 5)
+
+            def forward(self, x):
+                x = self.embed(x)
+                return self.head(self.wide(self.attend(x, x, x, need_weights=False)[0].mean(1)))
+
+        pruner = L1Filter(Tied(), (torch.zeros(2, 4, 3),), density=0.5)
+        assert set(pruner.kept) == {"wide"}
+        said = "embed: stays whole, 'attend' (MultiheadAttention) must have as many channels inside as outside"
+        assert said in pruner.notes
+
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name != "Recurrent"])
 def test_masked_baked_and_cut_answer_alike(name):
