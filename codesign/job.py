@@ -26,10 +26,11 @@ from codesign.search import Front, search
 from codesign.show import console
 from codesign.solve import Solution
 from codesign.space import Space, channel_variables, price_table, weight_variables
-from codesign.study import Study, write_json
+from codesign.study import Study
 from workloads.channels import analyze
 from workloads.errors import ConfigError, PlanError
 from workloads.graph import LayerGraph
+from workloads.store import write_json
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -17,9 +17,10 @@ import yaml
 
 from accel_models import SimulationResult, Target, target
 from codesign.show import console
-from codesign.study import Study, content_hash, write_json
+from codesign.study import Study, content_hash
 from codesign.subject import classes_of, load_images, load_split, objective_of
 from workloads.errors import ConfigError, PlanError
+from workloads.store import write_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

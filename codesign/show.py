@@ -150,7 +150,7 @@ def simulation(
     """Price a subject on each target; print, store, report."""
     from accel_models import Target
     from accel_models.registry import machine
-    from codesign.study import write_json
+    from workloads.store import write_json
 
     ready = _prepared(subject, plan, calibrate)
     if trace and len(ready) > 1:
@@ -221,7 +221,7 @@ def _prepared(subject: Subject, plan: Path | None, calibrate: str | None) -> tup
 
 def _trace(path: Path, graph: LayerGraph, machine: Target, result: SimulationResult) -> str:
     """Play the graph on the first target, write the trace, say how both clocks agree."""
-    from codesign.study import write_json
+    from workloads.store import write_json
 
     played = machine.play(graph)
     write_json(path, played.to_perfetto([layer.name for layer in graph], machine.spec.clock_hz))

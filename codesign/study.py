@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from workloads.errors import ConfigError, DataError
+from workloads.store import LEFTOVER, read_json, write_json
 
 T = TypeVar("T")
 
@@ -36,13 +36,13 @@ class Study:
             overwrite: start anew in the folder of another study; a folder that holds none is never cleared.
 
         Raises:
-            ConfigError: the folder cannot be written, or holds another study or other files.
+            ConfigError, DataError: the folder cannot be written, or holds another study or other files.
         """
         path = folder / "config.json"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not path.exists():
-                if any(item.name != "config.json.part" for item in folder.iterdir()):
+                if _is_started(folder):
                     raise ConfigError(f"{folder}: not empty and not a study; choose another --out")
                 write_json(path, dict(config))
             elif overwrite:
@@ -56,6 +56,8 @@ class Study:
                 write_json(path, dict(config))
         except OSError as error:
             raise ConfigError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
+        for leftover in _leftovers(folder):
+            leftover.unlink(missing_ok=True)
         return cls(folder, config)
 
     @classmethod
@@ -107,21 +109,6 @@ def content_hash(path: Path) -> str:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give a .safetensors file") from error
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=1, sort_keys=False) + "\n")
-    os.replace(part, path)
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON; the error names the file."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from error
-
-
 def _stored(path: Path) -> dict[str, Any]:
     """A study's configuration; other programs write files called config.json too, and theirs are refused."""
     stored = read_json(path)
@@ -132,7 +119,12 @@ def _stored(path: Path) -> dict[str, Any]:
 
 def _is_started(folder: Path) -> bool:
     """Whether anything but the configuration is there."""
-    return any(item.name not in ("config.json", "config.json.part") for item in folder.iterdir())
+    return any(item.name != "config.json" for item in set(folder.iterdir()) - _leftovers(folder))
+
+
+def _leftovers(folder: Path) -> set[Path]:
+    """Of runs that were killed as they wrote (`workloads.store.whole`)."""
+    return {*folder.glob(f".*{LEFTOVER}")}
 
 
 def _check_same(path: Path, config: Mapping[str, Any]) -> None:
@@ -157,7 +149,7 @@ def _clear(folder: Path) -> None:
     known = [*(place / name for place in places for name in names)]
     known += [place / f"{name}.png" for place in figures for name in REPORT_FIGURES]
     known += [folder / "trail.png", trail / "trail.json", *trail.glob("step*.safetensors")]
-    for path in [*known, *folder.glob("*.json.part"), *filter(_is_phase, folder.glob("*.json"))]:
+    for path in [*known, *filter(_is_phase, folder.glob("*.json"))]:
         path.unlink(missing_ok=True)
     for place in (*figures, trail, *places[1:]):
         if place.is_dir() and not any(place.iterdir()):

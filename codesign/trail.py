@@ -22,9 +22,10 @@ from accel_models import target
 from codesign import prune
 from codesign.prune import PruneConfig, PruneOutcome
 from codesign.show import console
-from codesign.study import Study, write_json
+from codesign.study import Study
 from codesign.subject import load_images, objective_of
 from workloads.errors import ConfigError, PlanError, unknown_name
+from workloads.store import write_json
 
 if TYPE_CHECKING:
     from torch import nn

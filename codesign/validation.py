@@ -146,7 +146,7 @@ def _print_refits(names: Sequence[str]) -> None:
 def _write_json(path: Path, found: Sequence[Assessment]) -> Path:
     from accel_models.validation import LEVEL
     from accel_models.validation.tables import to_dict
-    from codesign.study import write_json
+    from workloads.store import write_json
 
     machines = {each.target: to_dict(each) for each in found}
     write_json(path, {"format": "codesign.validation", "version": 1, "interval_level": LEVEL, "targets": machines})

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from workloads.errors import DataError
+from workloads.store import whole
 
 
 def save(state: dict[str, Any], path: Path) -> None:
@@ -19,14 +18,8 @@ def save(state: dict[str, Any], path: Path) -> None:
     Raises:
         DataError: the folder cannot be written to.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".checkpoint-", dir=path.parent) as folder:
-            part = Path(folder) / path.name
-            torch.save(state, part)
-            os.replace(part, path)
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"{path}: cannot be written ({error}); choose a folder that you may write to") from error
+    with whole(path, RuntimeError) as part:
+        torch.save(state, part)
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -7,7 +7,6 @@ smaller module: a copy whose parameters, buffers and attributes are cut, then ba
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from workloads.errors import CodesignError, ConfigError, PlanError, ShapeError
 from workloads.sparsity import WeightSparsity
+from workloads.store import read_json, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -146,17 +146,14 @@ class PruningPlan:
 
     def save(self, path: Path) -> None:
         """Write the plan as JSON, whole or not at all."""
-        part = path.with_name(path.name + ".part")
-        part.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
-        part.replace(path)
+        write_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: Path) -> PruningPlan:
         """Read what `save` wrote; errors name the file."""
+        data = read_json(path)
         try:
-            return cls.from_dict(json.loads(path.read_text()))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ConfigError(f"{path}: cannot be read as a pruning plan ({error})") from error
+            return cls.from_dict(data)
         except (ConfigError, PlanError) as error:
             raise type(error)(f"{path}: {error}") from error
 

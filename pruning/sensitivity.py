@@ -24,7 +24,6 @@ al., "EagleEye: Fast Sub-net Evaluation for Efficient Neural Network Pruning", E
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,6 +46,7 @@ from workloads.constants import tensors_of
 from workloads.data import ImageData
 from workloads.errors import ConfigError, PlanError
 from workloads.sparsity import WeightSparsity
+from workloads.store import read_json, write_json
 
 FORMAT = "codesign.sensitivity"
 VERSION = 1
@@ -156,17 +156,14 @@ class Sensitivity:
 
     def save(self, path: Path) -> None:
         """Write the table as JSON, whole or not at all."""
-        part = path.with_name(path.name + ".part")
-        part.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
-        part.replace(path)
+        write_json(path, self.to_dict())
 
     @classmethod
     def load(cls, path: Path) -> Sensitivity:
         """Read what `save` wrote; errors name the file."""
+        data = read_json(path)
         try:
-            return cls.from_dict(json.loads(path.read_text()))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ConfigError(f"{path}: cannot be read as a sensitivity table ({error})") from error
+            return cls.from_dict(data)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import nn
 from pruning import masks
 from workloads.errors import DataError, PlanError
 from workloads.models.weights import load_weights, read_weights, save_weights
+from workloads.store import write_json
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,4 @@ class Trail:
         return chosen, self.network(chosen, model)
 
     def _write(self, points: tuple[TrailPoint, ...]) -> None:
-        part = self.folder / "trail.json.part"
-        part.write_text(json.dumps([asdict(point) for point in points], indent=1) + "\n")
-        os.replace(part, self.folder / "trail.json")
+        write_json(self.folder / "trail.json", [asdict(point) for point in points])

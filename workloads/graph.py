@@ -18,7 +18,6 @@ live in a mapping beside the graph (`workloads.store` keeps them on disk by cont
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -515,10 +514,11 @@ class LayerGraph:
     @classmethod
     def load(cls, path: Path) -> LayerGraph:
         """Read what `save` wrote; errors name the file."""
+        from workloads.store import read_json
+
+        data = read_json(path)
         try:
-            return cls.from_dict(json.loads(path.read_text()))
-        except (OSError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, not JSON, endless digits
-            raise ConfigError(f"{path}: cannot be read as a layer graph ({error})") from error
+            return cls.from_dict(data)
         except (ConfigError, ShapeError) as error:
             raise type(error)(f"{path}: {error}") from error
 

@@ -13,9 +13,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
-import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ from workloads.verify import verify_weights
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 ZIP_START = b"PK\x03\x04"  # torch.save writes a zip archive with a pickle in it
 PICKLE_START = b"\x80"  # before version 1.6 a bare pickle, protocol 2 or later
+LEFTOVER = ".part"
+"""How names of files end that a killed run left unfinished."""
 
 # Types of safetensors that NumPy has; bfloat16 is the upper half of a float32.
 DTYPES: Mapping[str, str] = {
@@ -207,21 +211,41 @@ def read_json(path: Path) -> Any:
         raise ConfigError(f"{path}: not JSON ({error})") from error
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: a killed run leaves the old one or none. Folders are made.
+@contextmanager
+def whole(path: Path, *failures: type[Exception]) -> Iterator[Path]:
+    """A file to write to that takes the name `path` when all is well: a killed run leaves the old file or none.
+
+    Folders are made. What a killed run may leave beside it begins with a dot and ends in `LEFTOVER`.
+
+    Args:
+        failures: what else than OSError means that the place cannot be written.
 
     Raises:
         DataError: the place cannot be written.
     """
+    failed: tuple[type[Exception], ...] = (OSError, *failures)
+    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{LEFTOVER}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".write-", dir=path.parent) as folder:
-            part = Path(folder) / path.name
-            part.write_bytes(content)
+        try:
+            yield part
             part.replace(path)
-    except OSError as error:
-        hint = "choose a place that you may write to"
-        raise DataError(f"{path}: cannot be written ({error.strerror or error}); {hint}") from error
+        finally:
+            part.unlink(missing_ok=True)
+    except failed as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: cannot be written ({reason}); choose a place that you may write to") from error
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all (`whole`)."""
+    with whole(path) as part:
+        part.write_bytes(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON value whole or not at all (`whole`)."""
+    write_file(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 # ---- weights files --------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ from accel_models.validation.calibrate import Calibration
 from accel_models.validation.compare import Comparison, compare
 from accel_models.validation.rows import Row, machine_file
 from accel_models.validation.statistics import absolute_interval, log_errors, rank_correlation, ratio_interval
+from workloads.store import write_json
 
 SCOPES = ("network", "layer")
 
@@ -140,5 +140,5 @@ def store(results: Sequence[Assessment]) -> list[Path]:
 
 
 def _write(path: Path, data: Mapping[str, Any]) -> Path:
-    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    write_json(path, data)
     return path

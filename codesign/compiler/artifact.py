@@ -26,7 +26,7 @@ from codesign.compiler.records import explain
 from codesign.compiler.tune import tuning_of
 from workloads.errors import ConfigError, DataError
 from workloads.graph import LayerGraph
-from workloads.store import load_graph, read_json, save_graph, write_file
+from workloads.store import load_graph, read_json, save_graph, write_file, write_json
 
 FORMAT = "codesign.compiled/1"
 PLAN, GRAPH, LAYERS = "compiled.json", "graph.json", "layers.yaml"
@@ -49,7 +49,7 @@ def save(folder: Path, network: Network, weights: Mapping[str, np.ndarray], tuni
         "tunings": {name: asdict(tuning) for name, tuning in tunings.items()},
     }
     write_file(folder / LAYERS, explain(network, with_code=False).encode())
-    write_file(folder / PLAN, json.dumps({**plan, "sha256": _own_digest(plan)}, indent=1).encode())
+    write_json(folder / PLAN, {**plan, "sha256": _own_digest(plan)})
 
 
 def check_place(folder: Path) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -32,7 +31,7 @@ from pruning.progress import shown
 from workloads.data.store import cache_folder
 from workloads.errors import ConfigError, DataError
 from workloads.graph import LayerGraph, Op
-from workloads.store import read_json, write_file
+from workloads.store import read_json, write_json
 
 CANDIDATES = 12
 """Of the estimate's ranking that are measured."""
@@ -64,7 +63,7 @@ class Cache:
         if self.path is not None:
             rows = {name: asdict(each) for name, each in sorted(self.found.items())}
             with contextlib.suppress(DataError):  # a place that cannot be written: measured anew next time
-                write_file(self.path, json.dumps(rows, indent=1).encode())
+                write_json(self.path, rows)
 
 
 def default_cache() -> Path:

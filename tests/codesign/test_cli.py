@@ -328,7 +328,7 @@ BAD = {
     ),
     "json syntax": (
         lambda f: ["simulate", broken(f, "g.json", "{"), "--target", "ideal"],
-        "cannot be read as a layer graph",
+        "g.json: not JSON",
     ),
     "json of something else": (
         lambda f: ["simulate", broken(f, "g.json", "[]"), "--target", "ideal"],

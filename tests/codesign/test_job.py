@@ -25,7 +25,7 @@ from codesign.job import Job, Outcome, SearchConfig, check, load_outcome, run, s
 from codesign.show import console
 from codesign.solve import solve
 from codesign.space import price_table
-from codesign.study import Study, write_json
+from codesign.study import Study
 from pruning import checkpoint, training
 from pruning.evaluation import accuracy, recalibrate
 from pruning.masks import bake
@@ -36,6 +36,7 @@ from workloads.errors import CodesignError, ConfigError, PlanError
 from workloads.lowering import lower
 from workloads.models import build, example_input
 from workloads.models.weights import load_weights, save_weights
+from workloads.store import write_json
 
 EXAMPLE = (example_input("digits_cnn"),)
 PHASES = ("sensitivity", "front", "pick", "finetune", "test")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from codesign import study as studies
-from codesign.study import Study, read_json, write_json
+from codesign.study import Study
 from reports.html import REPORT_FIGURES
-from workloads.errors import ConfigError
+from workloads.errors import ConfigError, DataError
+from workloads.store import read_json, write_json
 
 CONFIG = {"model": "digits_cnn", "seed": 0, "budgets": ("latency=0.6x",), "weights": None}
 
@@ -107,7 +107,7 @@ class TestOneConfiguration:
 
 class TestOverwrite:
     WRITTEN = ("plan.json", "result.json", "report.json", "report.html", "model.safetensors", "training.pt")
-    MINE = ("notes.txt", "notes.json", "my.safetensors", "old.pt", "page.html", "figures/mine.png", "below/plan.json")
+    MINE = ("notes.txt", "film.part", "my.safetensors", "old.pt", "page.html", "figures/mine.png", "below/plan.json")
 
     def fill(self, folder: Path, names: tuple[str, ...]) -> None:
         for name in names:
@@ -121,7 +121,7 @@ class TestOverwrite:
             run_phase(study, phase, Counted((1,)))
         self.fill(tmp_path, self.WRITTEN)
         self.fill(tmp_path, tuple(f"figures/{name}.png" for name in REPORT_FIGURES))
-        self.fill(tmp_path, ("front.json.part",))
+        self.fill(tmp_path, (".front.json.1-2.part",))
         self.fill(tmp_path, self.MINE)
         started = Study.create(tmp_path, {**CONFIG, "seed": 1}, overwrite=True)
         assert set(files(tmp_path)) == {"config.json", *self.MINE}
@@ -184,8 +184,8 @@ class TestFolders:
         def refuse(*_: object, **__: object) -> None:  # root may write anywhere, so permissions would not do
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(Path, "write_text", refuse)
-        with pytest.raises(ConfigError, match=r"cannot be written \(Permission denied\)"):
+        monkeypatch.setattr(Path, "write_bytes", refuse)
+        with pytest.raises(DataError, match=r"cannot be written \(Permission denied\)"):
             Study.create(tmp_path / "new", CONFIG)
 
     def test_opening_what_is_not_there(self, tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ class TestWholeOrNotAtAll:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(os, "replace", kill)
+            patch.setattr(Path, "replace", kill)
             with pytest.raises(KeyboardInterrupt):
                 run_phase(study, "pick", Counted((2,)))
             with pytest.raises(KeyboardInterrupt):
@@ -215,7 +215,7 @@ class TestWholeOrNotAtAll:
         assert work.calls == 1
 
     def test_killed_at_the_very_first_write(self, tmp_path: Path) -> None:
-        (tmp_path / "config.json.part").write_text('{"mod')
+        (tmp_path / ".config.json.1-2.part").write_text('{"mod')
         assert Study.create(tmp_path, CONFIG).config == CONFIG
         assert set(files(tmp_path)) == {"config.json"}
 
@@ -232,7 +232,7 @@ class TestWholeOrNotAtAll:
     @pytest.mark.parametrize("content", [b'{"a": ', b"\xff\xfe\x00", b""])
     def test_a_damaged_file_is_named(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "a.json").write_bytes(content)
-        with pytest.raises(ConfigError, match=r"a\.json: cannot be read"):
+        with pytest.raises(ConfigError, match=r"a\.json: not JSON"):
             read_json(tmp_path / "a.json")
 
     def test_floats_come_back_exactly(self, tmp_path: Path) -> None:

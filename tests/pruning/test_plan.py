@@ -106,7 +106,7 @@ def test_bad_json(data, message, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe"])
 def test_files_that_are_no_json(tmp_path, content):
     (tmp_path / "plan.json").write_bytes(content)
-    with pytest.raises(ConfigError, match="cannot be read as a pruning plan"):
+    with pytest.raises(ConfigError, match=r"plan\.json: not JSON"):
         PruningPlan.load(tmp_path / "plan.json")
-    with pytest.raises(ConfigError, match="cannot be read as a pruning plan"):
+    with pytest.raises(ConfigError, match=r"absent\.json: cannot be read"):
         PruningPlan.load(tmp_path / "absent.json")

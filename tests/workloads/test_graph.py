@@ -419,11 +419,11 @@ def test_bad_json_is_refused_in_one_line(data: object, message: str) -> None:
 
 
 FILES = [
-    (None, "cannot be read as a layer graph ([Errno 2]"),
-    (b"\xff\xfe", "cannot be read as a layer graph ('utf-8'"),
-    (b'{"format":', "cannot be read as a layer graph (Expecting value"),
-    (b"[" * 100_000, "cannot be read as a layer graph (maximum recursion depth"),
-    (b'{"k": ' + b"9" * 10_000 + b"}", "cannot be read as a layer graph (Exceeds the limit"),
+    (None, "cannot be read (No such file or directory)"),
+    (b"\xff\xfe", "not JSON ('utf-8'"),
+    (b'{"format":', "not JSON (Expecting value"),
+    (b"[" * 100_000, "not JSON (maximum recursion depth"),
+    (b'{"k": ' + b"9" * 10_000 + b"}", "not JSON (Exceeds the limit"),
     (b"[]", "not a layer graph: field 'format' must be"),
     (json.dumps(changed(k=5)).encode(), "layer 'a' (conv): "),
 ]

@@ -8,6 +8,7 @@ import re
 import struct
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ from workloads.store import (
     save_graph,
     save_weights,
     weights_folder,
+    whole,
+    write_file,
 )
 
 
@@ -250,6 +253,60 @@ def test_a_place_that_is_no_folder_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         save_graph(tmp_path / "file" / "net.json", residual(), arrays())
     assert_one_line(caught.value, "cannot be written", "choose a place that you may write to")
+
+
+class TestWholeOrNotAtAll:
+    def test_takes_its_name_at_the_end(self, tmp_path: Path) -> None:
+        path = tmp_path / "below" / "net.bin"
+        with whole(path) as part:
+            part.write_bytes(b"half")
+            assert names(tmp_path) == {part.name}
+        assert path.read_bytes() == b"half"
+        assert names(tmp_path) == {"net.bin"}
+
+    @pytest.mark.parametrize(("raised", "seen"), [
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (TypeError("no tensor"), TypeError),
+        (OSError(28, "No space left on device"), DataError),
+        (RuntimeError("stream is full"), DataError),
+    ])  # fmt: skip
+    def test_what_fails_leaves_the_old_file(
+        self, tmp_path: Path, raised: BaseException, seen: type[BaseException]
+    ) -> None:
+        path = tmp_path / "net.bin"
+        write_file(path, b"old")
+
+        def fail() -> None:
+            with whole(path, RuntimeError) as part:
+                part.write_bytes(b"ne")
+                raise raised
+
+        with pytest.raises(seen):
+            fail()
+        assert names(tmp_path) == {"net.bin"}
+        assert path.read_bytes() == b"old"
+
+    def test_two_writers_do_not_share_a_part(self, tmp_path: Path) -> None:
+        path, parts = tmp_path / "net.bin", []
+        with whole(path) as mine:
+            mine.write_bytes(b"mine")
+
+            def write() -> None:
+                with whole(path) as part:
+                    part.write_bytes(b"yours")
+                    parts.append(part)
+
+            thread = threading.Thread(target=write)
+            thread.start()
+            thread.join()
+            assert path.read_bytes() == b"yours"
+        assert parts != [mine]
+        assert path.read_bytes() == b"mine"
+
+    def test_files_are_as_open_as_others(self, tmp_path: Path) -> None:
+        (tmp_path / "plain").touch()
+        write_file(tmp_path / "net.bin", b"")
+        assert (tmp_path / "net.bin").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def edited(path: Path, **changes: object) -> Path:

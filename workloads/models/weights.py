@@ -8,8 +8,6 @@ network loads into the plain model.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from workloads.errors import DataError
-from workloads.store import check_safetensors
+from workloads.store import check_safetensors, whole
 
 COUNTER = "num_batches_tracked"
 MASK = "_mask"
@@ -85,17 +83,11 @@ def save_weights(model: nn.Module, path: Path) -> None:
         DataError: the folder cannot be written to.
     """
     tensors = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in model.state_dict().items()}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".weights-", dir=path.parent) as folder:
-            part = Path(folder) / path.name
-            part.touch()
-            mode = part.stat().st_mode  # what the umask allows; safetensors makes files for the owner alone
-            save_file(tensors, part)
-            part.chmod(mode)
-            os.replace(part, path)
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: cannot be written ({error}); choose a folder that you may write to") from error
+    with whole(path, SafetensorError) as part:
+        part.touch()
+        mode = part.stat().st_mode  # what the umask allows; safetensors makes files for the owner alone
+        save_file(tensors, part)
+        part.chmod(mode)
 
 
 def _without_masks(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
