@@ -193,11 +193,10 @@ def prune(
     """Prune a network with one method while it trains, test it once, and price it before and after."""
     from codesign import forecast
     from codesign import prune as job
+    from codesign.prune_report import report
 
-    short = {name: value for name, value in (("density", density), ("granularity", granularity)) if value is not None}
-    if twice := [text for text in option or () if text.partition("=")[0] in short]:
-        raise ConfigError(f"--option {twice[0]}: given by --{twice[0].partition('=')[0]} too; give one of them")
-    given = [f"{name}={value}" for name, value in short.items()]
+    short = {"density": density, "granularity": granularity}
+    given = [f"{name}={value}" for name, value in short.items() if value is not None]
     origins = [*([str(weights)] if weights else []), *["pretrained"] * pretrained, *["scratch"] * scratch]
     if len(origins) != 1:
         raise ConfigError(f"{model}: start from --weights FILE, --pretrained or --scratch: give exactly one of them")
@@ -208,7 +207,7 @@ def prune(
     )  # fmt: skip
     if plan:
         return forecast.show(config, out)
-    job.report(config, job.run(config, out, device=device, overwrite=overwrite), out)
+    report(config, job.run(config, out, device=device, overwrite=overwrite), out)
 
 
 @app.command()
@@ -235,6 +234,8 @@ def trail(
     from codesign import trail as job
 
     is_wanted = min_accuracy is not None or max_latency is not None
+    if target and not is_wanted:
+        raise ConfigError(f"--target {target}: says whose latency picks; give --min-accuracy or --max-latency too")
     wanted = job.Pick(min_accuracy, max_latency, target or "") if is_wanted else None
     job.run(folder, wanted, out or folder / "pick", epochs=epochs, rate=rate, device=device, overwrite=overwrite)
 

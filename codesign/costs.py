@@ -18,6 +18,11 @@ def graph_costs(machine: Target, graph: LayerGraph) -> dict[str, float]:
     return {"latency": result.latency_s, "energy": result.energy_j, **static}
 
 
+def nonzero_macs(graph: LayerGraph) -> float:
+    """Multiplications by weights that are not zero."""
+    return float(static_costs(graph.columns)["macs"].sum())
+
+
 def static_costs(rows: Columns) -> dict[str, np.ndarray]:
     """Costs that do not depend on the machine, float64 (rows,): multiplications with kept weights, stored bytes.
 

@@ -14,16 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accel_models import SimulationResult, target
-from codesign.prune import (
-    PruneConfig,
-    nonzero_macs,
-    price_in_words,
-    pruner_of,
-    start,
-    total_steps,
-    without_dead_channels,
-)
+from codesign.costs import nonzero_macs
+from codesign.prune import PruneConfig, pruner_of, start, total_steps, without_dead_channels
+from codesign.prune_report import price_in_words
 from codesign.show import console
+from codesign.subject import lowered
 from pruning.progress import shown
 from workloads.errors import ConfigError
 
@@ -71,7 +66,6 @@ def forecast(config: PruneConfig) -> Forecast:
     Raises:
         CodesignError: what `codesign.prune.run` would refuse before training.
     """
-    from workloads.lowering import lower
     from workloads.models import example_input
 
     cls, images, module = start(config)
@@ -85,8 +79,7 @@ def forecast(config: PruneConfig) -> Forecast:
         for _ in shown(range(steps), "steps of the schedule", steps, enabled=True):
             pruner.step()
         sparse = without_dead_channels(pruner, module, example).model
-    batch, _ = next(images["heldout"].batches(32))
-    before, after = (lower(each, example, calibration=batch, name=config.model) for each in (module, sparse))
+    before, after = (lowered(config.model, each, images["heldout"]) for each in (module, sparse))
     return Forecast(
         layers=_layers(before, after),
         notes=pruner.notes,

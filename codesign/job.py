@@ -24,7 +24,6 @@ from codesign.config import SearchConfig, check, study_config
 from codesign.costs import graph_costs
 from codesign.search import Front, search
 from codesign.show import console
-from codesign.solve import Solution
 from codesign.space import Space, channel_variables, price_table, weight_variables
 from codesign.study import Study
 from workloads.channels import analyze
@@ -125,11 +124,10 @@ class Job:
         return target(self.config.target)
 
     def lowered(self, model: nn.Module) -> LayerGraph:
-        """A model's graph with the activation zeros of 32 held-out images, in the machine's precision."""
-        from workloads.lowering import lower
+        """A model's graph in the machine's precision."""
+        from codesign.subject import lowered
 
-        batch = (self.heldout.tensor(slice(0, 32)),)
-        return self.machine.native(lower(model, self.example, calibration=batch, name=self.config.model))
+        return self.machine.native(lowered(self.config.model, model, self.heldout))
 
     @cached_property
     def graph(self) -> LayerGraph:
@@ -253,7 +251,7 @@ class Job:
                     table, self.budgets, generations=self.config.generations, seed=self.config.seed, progress=tick
                 )
 
-        return self.study.phase("front", explore, _front_to_dict, _front_from_dict)
+        return self.study.phase("front", explore, lambda found: found.to_dict(), Front.from_dict)
 
     def _pick(self, front: Front) -> tuple[dict[str, float], PruningPlan]:
         """Measure candidates of the front that keep the budget on the real pruned graph; take the most accurate."""
@@ -407,7 +405,7 @@ class Job:
     @cached_property
     def front(self) -> Front:
         """The finished search."""
-        return _front_from_dict(self.study.read("front")["result"])
+        return Front.from_dict(self.study.read("front")["result"])
 
     def _tell(self, outcome: Outcome) -> None:
         from codesign.report import what_binds
@@ -472,33 +470,6 @@ def load_outcome(folder: Path | str) -> Outcome:
         stored["accuracies"],
         folder,
         folder / "report.html",
-    )
-
-
-def _front_to_dict(front: Front) -> dict[str, Any]:
-    return {
-        "metric": front.metric,
-        "budgets": dict(front.budgets),
-        "choices": front.choices.tolist(),
-        "loss": front.loss.tolist(),
-        "costs": {name: values.tolist() for name, values in front.costs.items()},
-        "feasible": front.feasible.tolist(),
-        "optimal": front.optimal.tolist(),
-        "exact": dataclasses.asdict(front.exact),
-    }
-
-
-def _front_from_dict(data: Mapping[str, Any]) -> Front:
-    exact = {**data["exact"], "choices": tuple(data["exact"]["choices"]), "binding": tuple(data["exact"]["binding"])}
-    return Front(
-        data["metric"],
-        data["budgets"],
-        np.array(data["choices"], int),
-        np.array(data["loss"]),
-        {name: np.array(values) for name, values in data["costs"].items()},
-        np.array(data["feasible"], bool),
-        np.array(data["optimal"], bool),
-        Solution(**exact),
     )
 
 

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from accel_models import SimulationResult, Target, target
+from codesign.costs import nonzero_macs
 from codesign.show import console
 from codesign.study import Study, content_hash
-from codesign.subject import classes_of, load_images, load_split, objective_of
+from codesign.subject import classes_of, load_images, lowered, objective_of
 from workloads.errors import ConfigError, PlanError
 from workloads.store import write_json
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from pruning.methods import Pruner
     from pruning.shrink import Shrunk
     from pruning.training import Objective
-    from workloads.graph import LayerGraph
 
 
 DENSE = "dense"
@@ -154,7 +154,7 @@ def parse_options(method: str, texts: Sequence[str]) -> dict[str, Any]:
     {'density': 0.2, 'keep': ['conv1', 'linear']}
 
     Raises:
-        ConfigError: no such option, a value that is no YAML, or one of another type.
+        ConfigError: no such option, one that is given twice, a value that is no YAML, or one of another type.
     """
     from pruning.methods import method as find_method
 
@@ -165,6 +165,8 @@ def parse_options(method: str, texts: Sequence[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"--option {text!r}: must be name=value")
+        if name in found:
+            raise ConfigError(f"--option {text!r}: {name} is given twice; give it once")
         found[name] = _value(text, value)
         find_method(method).checked({name: found[name]})
     return found
@@ -289,13 +291,8 @@ def measured(
     Args:
         shrunk: how `sparse` lost its dead channels, if it did. notes: of the method.
     """
-    from workloads.lowering import lower
-    from workloads.models import example_input
-
-    machines = {name: target(name) for name in config.targets}
-    objective, example = objective_of(config.model), example_input(config.model)
-    batch, _ = next(images["heldout"].batches(32))
-    before, after = (lower(each, example, calibration=batch, name=config.model) for each in (dense, sparse))
+    machines, objective = {name: target(name) for name in config.targets}, objective_of(config.model)
+    before, after = (lowered(config.model, each, images["heldout"]) for each in (dense, sparse))
     return PruneOutcome(
         dense_test=objective.evaluate(dense, images["test"]).accuracy if config.is_trained else None,
         test=objective.evaluate(sparse, images["test"]).accuracy,
@@ -304,7 +301,7 @@ def measured(
         nonzeros=count_weights(sparse)[1],
         seconds=round(seconds, 1),
         priced={name: (machine.simulate(before), machine.simulate(after)) for name, machine in machines.items()},
-        int8_test=_int8_accuracy(sparse, images, objective) if any(map(_is_int8, machines.values())) else None,
+        int8_test=_int8_accuracy(sparse, images, objective) if any(map(is_int8, machines.values())) else None,
         channels=0 if shrunk is None else shrunk.units,
         removed_channels=0 if shrunk is None else sum(shrunk.plan.removed.values()),
         nonzero_macs=nonzero_macs(after),
@@ -385,7 +382,8 @@ def without_dead_channels(pruner: Pruner, dense: nn.Module, example: Tensor) -> 
         return Shrunk(model, PruningPlan(type(model).__name__, notes=(str(error),)), model, 0)
 
 
-def _is_int8(machine: Target) -> bool:
+def is_int8(machine: Target) -> bool:
+    """Whether a machine computes in 8 bits only."""
     return machine.family.precisions == (8,)
 
 
@@ -398,11 +396,6 @@ def _int8_accuracy(model: nn.Module, images: Mapping[str, Pictures], objective: 
     except PlanError as error:
         console().print(f"accuracy in int8 is not measured: {error}")
         return None
-
-
-def nonzero_macs(graph: LayerGraph) -> float:
-    """Multiplications by weights that are not zero."""
-    return sum(layer.macs * (1.0 if layer.sparsity is None else layer.sparsity.density) for layer in graph.layers)
 
 
 def load_pruned(folder: Path | str) -> nn.Module:
@@ -441,82 +434,3 @@ def count_weights(model: nn.Module) -> tuple[int, int]:
 
     found = {id(m.weight): m.weight.detach() for m in model.modules() if isinstance(m, WEIGHTED)}
     return sum(w.numel() for w in found.values()), sum(int(w.count_nonzero()) for w in found.values())
-
-
-def report(config: PruneConfig, outcome: PruneOutcome, folder: Path, made: str = "") -> list[Path]:
-    """Write one report a target and say what came of the run; returns the paths.
-
-    Args:
-        made: how, if not by the command of the configuration.
-    """
-    from reports.curves import roofline
-    from reports.html import write_report
-    from reports.records import Accuracies, ReportRecord
-
-    screen = console()
-    images = len(load_split(config.model, config.data, "test"))
-    metric = objective_of(config.model).metric
-    dense = "" if outcome.dense_test is None else f"dense {outcome.dense_test:.2%}, "
-    screen.print(
-        f"test {metric}: {dense}pruned {outcome.test:.2%} on {images:,} images; "
-        f"{outcome.nonzeros:,} of {outcome.weights:,} weights are left, {outcome.compression:.1f}x fewer"
-    )
-    if config.method != DENSE and outcome.nonzeros == outcome.weights and not outcome.removed_channels:
-        screen.print(f"nothing was removed: {config.method} found nothing to remove with these options")
-    int8 = "" if outcome.int8_test is None else f"test {metric} in int8: {outcome.int8_test:.2%}"
-    if int8:
-        screen.print(f"{int8} (post-training), on {', '.join(n for n in outcome.priced if _is_int8(target(n)))}")
-    removed = f"{outcome.removed_channels:,} of {outcome.channels:,} channels removed" if outcome.channels else ""
-    if removed:
-        screen.print(removed)
-    for name, row in outcome.robust.items():
-        screen.print(f"{name} under attack: {row}")
-    for note in outcome.notes:
-        screen.print(note)
-    options = ", ".join(f"{name} {value}" for name, value in config.options.items())
-    paths = []
-    for name, (before, after) in outcome.priced.items():
-        place = folder if len(outcome.priced) == 1 else folder / before.target
-        place.mkdir(exist_ok=True)
-        machine = target(name)
-        said = [made or f"{config.method} over {config.epochs} epochs; {config.command(folder)}"]
-        if metric != "accuracy":
-            said.append(f"accuracies are {metric}s, at an overlap of one half")
-        if outcome.removed_channels:
-            said.append(f"{removed}, since nothing depended on them; plan.json names them")
-        if int8 and _is_int8(machine):
-            said.append(f"{int8} of the pruned network, quantised after training")
-        said += [*outcome.notes, *(f"{each} under attack: {row}" for each, row in outcome.robust.items())]
-        record = ReportRecord(
-            title=f"{config.model} with {config.method} ({options or 'default options'}) on {before.title}",
-            before=before,
-            after=after,
-            model=config.model,
-            data=config.data,
-            accuracies=Accuracies(dense_test=outcome.dense_test, tuned_test=outcome.test, test_images=images),
-            roofline_before=roofline(before, machine.spec),
-            roofline_after=roofline(after, machine.spec),
-            seed=config.seed,
-            notes=tuple(said),
-        )
-        paths.append(write_report(place, record))
-        price, expected = price_in_words(before, after, outcome.nonzero_macs)
-        screen.print(f"{price}; report: {paths[-1]}")
-        screen.print(expected)
-    return paths
-
-
-def price_in_words(before: SimulationResult, after: SimulationResult, nonzero_macs: float) -> tuple[str, str]:
-    """What pruning is worth on one machine, and how far that can be trusted.
-
-    Args:
-        nonzero_macs: of the pruned network.
-    """
-    from reports.comparison import describe_ratios
-
-    latency, energy = after.latency_s / before.latency_s, after.energy_j / before.energy_j
-    price = (
-        f"{before.title}: latency {latency:.3f}x, energy {energy:.3f}x, MACs {after.macs / before.macs:.3f}x of "
-        f"dense ({nonzero_macs / before.macs:.3f}x by weights that are not zero)"
-    )
-    return price, describe_ratios(before, after)

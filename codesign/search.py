@@ -9,8 +9,10 @@ The front is over (expected loss, the first budget's metric); the other budgets 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +45,34 @@ class Front:
         return (
             f"{len(self.loss):,} candidates, {int(self.feasible.sum()):,} within the budget, "
             f"{int(self.optimal.sum())} on the front; exact solver's gap {self.exact.gap:.2%}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON value."""
+        return {
+            "metric": self.metric,
+            "budgets": dict(self.budgets),
+            "choices": self.choices.tolist(),
+            "loss": self.loss.tolist(),
+            "costs": {name: values.tolist() for name, values in self.costs.items()},
+            "feasible": self.feasible.tolist(),
+            "optimal": self.optimal.tolist(),
+            "exact": dataclasses.asdict(self.exact),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Front:
+        """The inverse of `to_dict`."""
+        exact = data["exact"]
+        return cls(
+            data["metric"],
+            data["budgets"],
+            np.array(data["choices"], int),
+            np.array(data["loss"]),
+            {name: np.array(values) for name, values in data["costs"].items()},
+            np.array(data["feasible"], bool),
+            np.array(data["optimal"], bool),
+            Solution(**exact | {name: tuple(exact[name]) for name in ("choices", "binding")}),
         )
 
 

@@ -188,6 +188,15 @@ def load_split(model: str, data: str, split: str) -> Pictures:
     return images
 
 
+def lowered(model: str, net: nn.Module, heldout: Pictures) -> LayerGraph:
+    """The graph of a zoo network with the zeros that 32 held-out images leave in its activations."""
+    from workloads.lowering import lower
+    from workloads.models import example_input
+
+    batch, _ = next(heldout.batches(32))
+    return lower(net, example_input(model), calibration=batch, name=model)
+
+
 def objective_of(model: str) -> Objective:
     """What a network of the zoo is trained and tested for. The file of a detector names its anchors, `GRIDS`."""
     from pruning.detection import Detection, anchors

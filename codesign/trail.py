@@ -21,9 +21,10 @@ from rich.table import Table
 from accel_models import target
 from codesign import prune
 from codesign.prune import PruneConfig, PruneOutcome
+from codesign.prune_report import report
 from codesign.show import console
 from codesign.study import Study
-from codesign.subject import load_images, objective_of
+from codesign.subject import load_images, lowered, objective_of
 from workloads.errors import ConfigError, PlanError, unknown_name
 from workloads.store import write_json
 
@@ -199,11 +200,7 @@ class TrailRun:
         return net
 
     def _row(self, step: int, density: float, net: nn.Module) -> TrailRow:
-        from workloads.lowering import lower
-        from workloads.models import example_input
-
-        batch, _ = next(self.images["heldout"].batches(32))
-        graph = lower(net, example_input(self.config.model), calibration=batch, name=self.config.model)
+        graph = lowered(self.config.model, net, self.images["heldout"])
         found = {name: target(name).simulate(graph) for name in self.config.targets}
         latency = {name: price.latency_s for name, price in found.items()}
         energy = {name: price.energy_j for name, price in found.items()}
@@ -258,4 +255,4 @@ def run(
     for name, value in asdict(wanted).items():
         words += [f"--{name.replace('_', '-')}", str(value)] if value not in (None, "") else []
     made = f"{found.config.method}: network of step {picked.step:,} of its trail, {epochs} epochs of retraining"
-    prune.report(found.config, outcome, out, f"{made}; {shlex.join(words)}")
+    report(found.config, outcome, out, f"{made}; {shlex.join(words)}")

@@ -18,7 +18,8 @@ from cases import Case
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from codesign.prune import load_pruned, nonzero_macs
+from codesign.costs import nonzero_macs
+from codesign.prune import load_pruned
 from pruning.granularity import keep_kernels
 from pruning.patterns import PatternLibrary, best_patterns
 from workloads.lowering import lower

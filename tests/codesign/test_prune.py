@@ -13,9 +13,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 from accel_models import target
-from codesign import prune
+from codesign import prune, prune_report
 from codesign.cli import app
 from codesign.prune import PruneConfig, PruneOutcome, load_pruned, parse_options
+from codesign.prune_report import report
 from codesign.subject import load_split, objective_of
 from pruning import masks, shrink, training
 from pruning.evaluation import accuracy
@@ -51,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prune, "without_dead_channels", keep)
-        prune.report(CONFIG, prune.run(CONFIG, found), found)
+        report(CONFIG, prune.run(CONFIG, found), found)
     return found
 
 
@@ -105,7 +106,7 @@ def test_channels_without_effect_are_removed_from_what_is_stored_tested_and_pric
         96,
         192,
     )  # half of 32 and 32 of the first block, 64 and 64 of the second
-    prune.report(config, found, folder)
+    report(config, found, folder)
     assert "96 of 192 channels removed" in capsys.readouterr().out
     assert "96 of 192 channels removed" in (folder / "report.html").read_text()
 
@@ -208,7 +209,7 @@ def test_the_command_line_makes_the_same_configuration(monkeypatch, tmp_path: Pa
     )  # fmt: skip
     seen = []
     monkeypatch.setattr(prune, "run", lambda config, *_, **__: seen.append(config))
-    monkeypatch.setattr(prune, "report", lambda *_: [])
+    monkeypatch.setattr(prune_report, "report", lambda *_: [])
     words = shlex.split(given.command(tmp_path / "out"))
     app(words[1:], standalone_mode=False)
     assert seen == [given]
@@ -226,7 +227,7 @@ def test_attacks_on_both_networks_are_counted(tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, epochs=1, attacked=50, method="dense", options={}, targets=("ideal",))
     found = prune.run(config, tmp_path / "run")
     assert list(found.robust) == ["pruned"]  # what was not trained has nothing to lose
-    record = json.loads((prune.report(config, found, tmp_path / "run")[0].parent / "report.json").read_text())
+    record = json.loads((report(config, found, tmp_path / "run")[0].parent / "report.json").read_text())
     assert record["accuracies"]["dense_test"] is None
     weights = str(tmp_path / "run" / "model.safetensors")
     found = prune.run(dataclasses.replace(config, weights=weights), tmp_path / "again")
@@ -235,7 +236,7 @@ def test_attacks_on_both_networks_are_counted(tmp_path: Path) -> None:
     assert max(dense.pgd, dense.fgsm) < dense.clean <= 1
     assert dense != pruned
     assert PruneOutcome.from_dict(found.to_dict()) == found
-    page = prune.report(config, found, tmp_path / "again")[0].read_text()
+    page = report(config, found, tmp_path / "again")[0].read_text()
     assert f"dense under attack: clean {dense.clean:.2%}" in page
     with pytest.raises(ConfigError, match="--attacked -1: a number of images"):
         prune.run(dataclasses.replace(config, attacked=-1), tmp_path / "no")
@@ -273,15 +274,16 @@ def test_other_weights_in_the_same_file_are_another_run(tmp_path: Path) -> None:
 
 def test_a_method_that_removes_nothing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = dataclasses.replace(CONFIG, method="network_pruning_network", options={}, epochs=1, targets=("ideal",))
-    prune.report(config, prune.run(config, tmp_path / "run"), tmp_path / "run")
+    report(config, prune.run(config, tmp_path / "run"), tmp_path / "run")
     assert "nothing was removed: network_pruning_network found nothing to remove" in capsys.readouterr().out
 
 
-def test_an_option_is_given_once(tmp_path: Path) -> None:
-    words = ["prune", "digits_cnn", "--data", "digits", "--scratch", "--density", "0.5", "--option", "density=0.3"]
+@pytest.mark.parametrize("other", [["--density", "0.5"], ["--option", "density=0.5"]])
+def test_an_option_is_given_once(tmp_path: Path, other: list[str]) -> None:
+    words = ["prune", "digits_cnn", "--data", "digits", "--scratch", *other, "--option", "density=0.3"]
     shown = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "run")])
     assert isinstance(shown.exception, ConfigError)
-    assert "--option density=0.3: given by --density too" in str(shown.exception)
+    assert "--option 'density=0.3': density is given twice" in str(shown.exception)
 
 
 def test_folders_that_hold_no_run(tmp_path: Path) -> None:

@@ -162,3 +162,9 @@ def test_a_pick_is_loaded_with_its_zeros(folder: Path, tmp_path: Path) -> None:
     net = load_pruned(tmp_path / "pick")
     assert masks.masks_of(net)
     assert accuracy(net, load("digits", "test")) == found.test
+
+
+def test_a_machine_picks_by_a_limit_only(folder: Path) -> None:
+    shown = CliRunner().invoke(app, ["trail", str(folder), "--target", "eyeriss_v2"])
+    assert isinstance(shown.exception, ConfigError)
+    assert "--target eyeriss_v2: says whose latency picks" in str(shown.exception)
