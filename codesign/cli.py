@@ -6,6 +6,7 @@ that `--help`, `targets` and `models` answer at once. Bad input ends in one line
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -48,7 +49,7 @@ Changes = Annotated[
         help="Change a number of the machine, e.g. memories.0.bandwidth_bytes_per_cycle=4; clock_hz scales these too.",
     ),
 ]
-Data = Annotated[str, typer.Option(help="Data set: digits, mnist, cifar10; digits_detection for a detector.")]
+Data = Annotated[str, typer.Option(help="digits, mnist, cifar10, or my_file:MY_SET; digits_detection for a detector.")]
 Epochs = Annotated[int, typer.Option(min=0, help="Training epochs.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Same seed, same result.")]
 Threads = Annotated[int, typer.Option(min=1, help="That share each layer.")]
@@ -126,7 +127,7 @@ def simulate(
 
 @app.command()
 def train(
-    model: Annotated[str, typer.Argument(help="Zoo name.")],
+    model: Annotated[str, typer.Argument(help="Zoo name, or my_file:my_net.")],
     data: Data,
     out: Annotated[Path, typer.Option(help="Weights file to write (.safetensors).")],
     epochs: Epochs = 10,
@@ -154,7 +155,7 @@ def methods(name: Annotated[str | None, typer.Argument(help="Show one method wit
 
 @app.command()
 def prune(
-    model: Annotated[str, typer.Argument(help="Zoo name.")],
+    model: Annotated[str, typer.Argument(help="Zoo name, or my_file:my_net.")],
     data: Data,
     out: Out,
     method: Annotated[
@@ -242,7 +243,7 @@ def trail(
 
 @app.command()
 def search(
-    model: Annotated[str, typer.Argument(help="Zoo name.")],
+    model: Annotated[str, typer.Argument(help="Zoo name, or my_file:my_net.")],
     data: Data,
     target: TargetName,
     budget: Annotated[list[str], typer.Option(help="latency=0.7x, latency=2ms, energy=2mJ, macs=0.4x, size=200KB.")],
@@ -347,7 +348,8 @@ def calibrate(
 @app.command("compile")
 def compile_(
     model: Annotated[
-        str, typer.Argument(help="Zoo name, module:function, or the folder of a codesign prune or trail.")
+        str,
+        typer.Argument(help="Zoo name, my_file:my_net, module:function, or the folder of a codesign prune or trail."),
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for the compiled network.", show_default=False)] = None,
     weights: Weights = None,
@@ -412,6 +414,7 @@ def _subject(model: str, weights: Path | None, pretrained: bool, shape: str | No
 
 def main() -> None:
     """Entry point: bad input is one line on stderr and exit code 2."""
+    sys.path.append(os.getcwd())  # models and data of one's own: my_file:my_net
     debug = "--debug" in sys.argv
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
     try:

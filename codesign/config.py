@@ -96,8 +96,7 @@ def check(config: SearchConfig, device: str = "auto") -> None:
     """Refuse what can be refused before anything is written or computed."""
     from pruning.devices import pick_device
     from pruning.granularity import check_granularity, largest_density, smallest_density
-    from workloads.data import data_sets
-    from workloads.errors import unknown_name
+    from workloads.data import find as find_data
     from workloads.models import find
 
     find(config.model)
@@ -105,8 +104,7 @@ def check(config: SearchConfig, device: str = "auto") -> None:
     pick_device(device)
     if not 0 < config.rate < float("inf"):
         raise ConfigError(f"--lr {config.rate}: must be a finite number above 0")
-    if config.data not in data_sets():
-        raise unknown_name("data set", config.data, data_sets())
+    find_data(config.data)
     check_granularity(config.granularity)
     if config.granularity in ("filter", "channel"):
         raise ConfigError(

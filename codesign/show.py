@@ -211,9 +211,9 @@ def _prepared(subject: Subject, plan: Path | None, calibrate: str | None) -> tup
     batch = None
     if calibrate:
         from workloads.data import load
-        from workloads.models import find, models
+        from workloads.models import find, is_entry
 
-        known = find(subject.name).preprocessing if subject.name in models() else None
+        known = find(subject.name).preprocessing if is_entry(subject.name) else None
         images = load(calibrate, "heldout", preprocessing=known) if known else load(calibrate, "heldout")
         batch = (images.tensor(slice(0, 32)),)
     return (lower(module, (example,), on_unknown=subject.on_unknown, calibration=batch, name=subject.name),)

@@ -52,24 +52,25 @@ class Subject:
         Raises:
             ConfigError: unknown name, unreadable graph, module that cannot be imported or made, wrong --input.
         """
+        from workloads.models import build, example_input, is_entry
+
         if on_unknown not in ("error", "vector"):
             raise ConfigError(f"--unknown {on_unknown!r}: must be error or vector")
         unknown = cast(Literal["error", "vector"], on_unknown)
         is_written = name.startswith(("table:", "layer:", "layers:"))
-        if shape is not None and (is_written or ":" not in name):
+        is_known = not name.endswith(".json") and not is_written and is_entry(name)
+        if shape is not None and (is_written or is_known or ":" not in name):
             raise ConfigError(f"{name}: has an input shape of its own; --input goes with package.module:function")
         if (name.endswith(".json") or is_written) and (weights or pretrained):
             raise ConfigError(f"{name}: a layer graph takes no weights; lower the model with its weights instead")
-        if pretrained and ":" in name:
+        if pretrained and ":" in name and not is_known:
             raise ConfigError(f"{name}: no weights are known for it; give a file (--weights)")
         if name.endswith(".json"):
             return cls(name, saved=(LayerGraph.load(Path(name)),))
         if is_written:
             return cls(name, saved=_written_out(name))
-        if ":" in name:
+        if ":" in name and not is_known:
             return _imported(name, weights, shape, unknown)
-        from workloads.models import build, example_input
-
         module = build(name, weights=weights, pretrained=pretrained)
         return cls(name, module, example_input(name), on_unknown=unknown)
 
@@ -158,10 +159,9 @@ def load_images(model: str, data: str) -> dict[str, Pictures]:
 
 def classes_of(data: str) -> int | None:
     """How many classes a data set has; None for one that is not known by name, such as that of detection."""
-    from workloads.data import data_sets
+    from workloads.data import data_sets, find
 
-    known = data_sets()
-    return known[data].num_classes if data in known else None
+    return find(data).num_classes if data in data_sets() or ":" in data else None
 
 
 def load_split(model: str, data: str, split: str) -> Pictures:
@@ -175,7 +175,7 @@ def load_split(model: str, data: str, split: str) -> Pictures:
     from workloads.models import find
 
     entry, known = find(model), (*data_sets(), NAME)
-    if data not in known:
+    if data not in known and ":" not in data:
         raise unknown_name("data set", data, known)
     if (entry.task == "detection") != (data == NAME):
         raise ConfigError(f"--data {data}: {model} is made for {entry.task}, {NAME} is the one data set of detection")

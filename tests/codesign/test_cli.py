@@ -253,6 +253,7 @@ def graph_file(folder: Path, old: str, new: str) -> Path:
 
 
 OWN_MODEL = """import torch
+ENTRIES = {"entry": {"input_shape": (3, 9, 9), "num_classes": 2}}
 def net(): return torch.nn.Conv2d(3, 8, 3)
 def broken(): raise ValueError("my own mistake")
 """
@@ -354,6 +355,18 @@ BAD = {
     "input of a zoo model": (
         lambda f: ["lower", "digits_cnn", "--input", "1,1,8,8"],
         "digits_cnn: has an input shape of its own; --input goes with package.module:function",
+    ),
+    "input of a model of one's own that has an entry": (
+        lambda f: ["lower", own_model(f) + ":entry", "--input", "1,3,9,9"],
+        "my_own_net:entry: has an input shape of its own",
+    ),
+    "own model that has no entry": (
+        lambda f: ["prune", own_model(f) + ":net", "--data", "digits", "--scratch", "--out", f / "o"],
+        "unknown model of my_own_net 'net'",
+    ),
+    "own data that is none": (
+        lambda f: ["train", "lenet5", "--data", own_model(f) + ":net", "--out", f / "w.safetensors"],
+        "my_own_net:net is not a DataSet",
     ),
     "input not numbers": (lambda f: ["lower", "os:getcwd", "--input", "a,b"], "must be integers with commas"),
     "input below 1": (lambda f: ["lower", f"{own_model(f)}:net", "--input", "1,3,-9,9"], "sizes must be at least 1"),

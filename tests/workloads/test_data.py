@@ -341,6 +341,19 @@ class TestEntryPoints:
         with pytest.raises(ConfigError, match=message):
             data.data_sets()
 
+    def test_a_file_of_ones_own(self, monkeypatch):
+        self._install(monkeypatch, "", MY_SET=tiny_set((), read_tiny), NUMBER=3)
+        assert data.find("tests_tiny_data:MY_SET").name == "tiny"
+        assert len(data.load("tests_tiny_data:MY_SET", "heldout")) == 1
+        for name, message in (
+            ("tests_tiny_data:NUMBER", "tests_tiny_data:NUMBER is not a DataSet"),
+            ("tests_tiny_data:THEIRS", "tests_tiny_data:THEIRS fails"),
+            ("no_such_module_here:X", "no_such_module_here:X fails"),
+            ("no_such_module_here:", "no_such_module_here: "),
+        ):
+            with pytest.raises(ConfigError, match=f"^{message}"):
+                data.load(name, "test")
+
     @pytest.fixture(autouse=True)
     def _fresh_registry(self):
         data.data_sets.cache_clear()

@@ -17,7 +17,7 @@ from accel_models import target
 from workloads import data
 from workloads.errors import ConfigError, DataError
 from workloads.lowering import lower
-from workloads.models import build, example_input, find, models, pretrained_path, registry
+from workloads.models import build, example_input, find, is_entry, models, pretrained_path, registry
 from workloads.models.weights import load_weights, save_weights
 
 PUBLISHED_PARAMETERS = {
@@ -295,6 +295,49 @@ class TestRegistry:
         self._install(monkeypatch, importlib.metadata.EntryPoint("bad", value, registry.ENTRY_POINTS))
         with pytest.raises(ConfigError, match=f"entry point 'bad' of codesign.models: {value}"):
             models()
+
+    OWN = (
+        "from torch import nn\n"
+        "ENTRIES = {'net': {'input_shape': (1, 2, 2), 'num_classes': 3}, 'wide': {'input_shape': (1, 2, 2),\n"
+        "           'num_classes': 3, 'options': {'width': 7}}}\n"
+        "def create(num_classes, width=5):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(4, width), nn.Linear(width, num_classes))\n"
+        "def plain():\n"
+        "    return create(2)\n"
+    )
+
+    def test_a_file_of_ones_own_needs_no_package(self, tmp_path, monkeypatch):
+        monkeypatch.syspath_prepend(tmp_path)
+        (tmp_path / "my_own_file.py").write_text(self.OWN)
+        assert find("my_own_file:wide").name == "my_own_file:wide"
+        assert "my_own_file" not in sys.modules
+        assert build("my_own_file:net", num_classes=4)(example_input("my_own_file:net", 2)).shape == (2, 4)
+        assert build("my_own_file:wide")[1].out_features == 7
+        assert [is_entry(f"my_own_file:{name}") for name in ("net", "plain")] == [True, False]
+        assert is_entry("lenet5")
+        assert not is_entry("no_such_module_here:net")
+        assert "my_own_file:net" not in models()
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("my_own_file:nett", "unknown model of my_own_file 'nett'; did you mean 'net'"),
+            ("my_own_file:plain", "unknown model of my_own_file 'plain'"),
+            ("my_empty_file:net", "my_empty_file:net: no file my_empty_file.py with a table ENTRIES"),
+            ("no_such_module_here:net", "no_such_module_here:net: no file"),
+            ("no_such_package_here.module:net", "no_such_package_here.module:net: no file"),
+            (":net", ":net: no file"),
+            ("sys:net", "sys:net: no file"),
+            ("my_bad_file:net", "my_bad_file.py: ENTRIES must be a literal table.*'net' lacks the field 'input_shape'"),
+        ],
+    )
+    def test_a_file_of_ones_own_that_lacks_something(self, tmp_path, monkeypatch, name, message):
+        monkeypatch.syspath_prepend(tmp_path)
+        (tmp_path / "my_own_file.py").write_text(self.OWN)
+        (tmp_path / "my_empty_file.py").write_text("")
+        (tmp_path / "my_bad_file.py").write_text("ENTRIES = {'net': {'num_classes': 3}}")
+        with pytest.raises(ConfigError, match=message):
+            build(name)
 
     @pytest.fixture(autouse=True)
     def _fresh_registry(self):

@@ -2,7 +2,8 @@
 
 A data set is one file of this package with a `DATA_SET`; a package elsewhere adds one through the entry point group
 `codesign.data` (name = "its_package.its_module:DATA_SET"). Splits are fixed (see `sets.py`), files are checksummed
-(see `store.py`), pictures stay bytes until they are fed (see `images.py`).
+(see `store.py`), pictures stay bytes until they are fed (see `images.py`). Without a package, `my_file:MY_SET` names a
+`DataSet` of any importable file.
 
     train, heldout = load("cifar10", "train"), load("cifar10", "heldout")
     for x, y in train.batches(128, generator=torch.Generator().manual_seed(0), augment=True):
@@ -41,11 +42,20 @@ def data_sets() -> Mapping[str, DataSet]:
     modules = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
     found = [module.DATA_SET for module in modules if hasattr(module, "DATA_SET")]
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        found.append(_from_entry_point(point))
+        found.append(_imported(point, f"entry point {point.name!r} of {ENTRY_POINTS}: {point.value}"))
     names = [data_set.name for data_set in found]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"two data sets are registered as {doubled[0]!r}; rename one")
     return MappingProxyType(dict(sorted(zip(names, found, strict=True))))
+
+
+def find(name: str) -> DataSet:
+    """A data set by its name or as `module:ATTRIBUTE`. ConfigError, with the closest names, if there is none."""
+    if ":" in name:
+        return _imported(importlib.metadata.EntryPoint(name, name, ""), name)
+    if (known := data_sets().get(name)) is None:
+        raise unknown_name("data set", name, data_sets())
+    return known
 
 
 def load(
@@ -69,12 +79,7 @@ def load(
         ConfigError: unknown name or split, or a limit out of range.
         DataError: files missing, truncated or altered, or an extra is not installed.
     """
-    if isinstance(name, DataSet):
-        data_set = name
-    elif (known := data_sets().get(name)) is not None:
-        data_set = known
-    else:
-        raise unknown_name("data set", name, data_sets())
+    data_set = name if isinstance(name, DataSet) else find(name)
     if split not in data_set.splits:
         raise unknown_name(f"split of {data_set.name}", split, data_set.splits)
     data = _read(data_set, split, preprocessing or data_set.preprocessing, root)
@@ -113,11 +118,11 @@ def _check_contract(data_set: DataSet, images: np.ndarray, labels: np.ndarray) -
         raise DataError(f"{data_set.name}: {len(labels)} training pictures, but {data_set.heldout} are to be held out")
 
 
-def _from_entry_point(point: importlib.metadata.EntryPoint) -> DataSet:
+def _imported(point: importlib.metadata.EntryPoint, who: str) -> DataSet:
     try:
         data_set = point.load()
     except Exception as error:
-        raise ConfigError(f"entry point {point.name!r} of {ENTRY_POINTS}: {point.value} fails ({error})") from error
+        raise ConfigError(f"{who} fails ({error})") from error
     if not isinstance(data_set, DataSet):
-        raise ConfigError(f"entry point {point.name!r} of {ENTRY_POINTS}: {point.value} is not a DataSet")
+        raise ConfigError(f"{who} is not a DataSet")
     return data_set

@@ -4,6 +4,7 @@ A model file starts with a literal table `ENTRIES` (name -> fields of `ModelEntr
 `create(num_classes, **options) -> nn.Module`. The table is read from the source text, so that listing the zoo costs
 milliseconds; the file itself is imported when one of its models is built. A package elsewhere adds models through
 the entry point group `codesign.models`, whose value names a module of the same form (`my_net = "my_package.my_net"`).
+Without a package, `my_file:my_net` names a model of any importable file of that form; it is found, but not listed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import functools
 import importlib.metadata
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -59,6 +60,7 @@ class ModelEntry:
 
 
 NEEDED_FIELDS = {"summary", "input_shape", "num_classes", "data", "parameters"}
+OWN_DEFAULTS = {"summary": "", "data": "", "parameters": 0}
 ALLOWED_FIELDS = NEEDED_FIELDS | {"source", "preprocessing", "weights", "options", "task"}
 
 
@@ -82,14 +84,42 @@ def models() -> Mapping[str, ModelEntry]:
 
 
 def find(name: str) -> ModelEntry:
-    """The entry of a model. ConfigError, with the closest names, if there is none."""
+    """The entry of a model, by its name or as `module:model`. ConfigError, with the closest names, if there is none."""
+    module, is_own, model = name.partition(":")
+    if is_own:
+        entries = _own_entries(module)
+        if not entries:
+            raise ConfigError(f"{name}: no file {module}.py with a table ENTRIES, here or on PYTHONPATH")
+        if model not in entries:
+            raise unknown_name(f"model of {module}", model, entries)
+        return replace(entries[model], name=name)
     if (entry := models().get(name)) is None:
         raise unknown_name("model", name, models())
     return entry
 
 
-def read_entries(module: str, path: Path) -> dict[str, ModelEntry]:
+def is_entry(name: str) -> bool:
+    """Whether `find` knows a name. ConfigError if its file has a table that is wrong."""
+    module, is_own, model = name.partition(":")
+    return model in _own_entries(module) if is_own else name in models()
+
+
+def _own_entries(module: str) -> dict[str, ModelEntry]:
+    """The models of an importable file, none if there is no such file; only what a training needs must be said."""
+    try:
+        spec = importlib.util.find_spec(module) if module else None
+    except Exception:  # whatever the parent package does on import; who imports the module will see it
+        return {}
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return {}
+    return read_entries(module, Path(spec.origin), OWN_DEFAULTS)
+
+
+def read_entries(module: str, path: Path, defaults: Mapping[str, Any] | None = None) -> dict[str, ModelEntry]:
     """The models of one file, from its source text alone; {} where it has no `ENTRIES`.
+
+    Args:
+        defaults: of fields that a model needs.
 
     Raises:
         ConfigError: the table is not a literal, or has a field that is unknown, missing or malformed.
@@ -97,7 +127,7 @@ def read_entries(module: str, path: Path) -> dict[str, ModelEntry]:
     try:
         table = _table(ast.parse(path.read_text(encoding="utf-8")))
         rows = {} if table is None else ast.literal_eval(table)
-        return {name: _entry(name, module, dict(fields)) for name, fields in rows.items()}
+        return {name: _entry(name, module, {**(defaults or {}), **fields}) for name, fields in rows.items()}
     except (OSError, SyntaxError, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path}: ENTRIES must be a literal table, name -> fields of ModelEntry ({error})") from error
 
