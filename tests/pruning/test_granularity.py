@@ -1,5 +1,6 @@
 """Granularities: exact counts, ties to the lower index, and patterns worked by hand."""
 
+import itertools
 import re
 
 import pytest
@@ -7,7 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruning.granularity import GRANULARITIES, keep_best, kept_count, largest_density, mask, smallest_density
+from pruning.granularity import (
+    GRANULARITIES,
+    keep_best,
+    keep_best_along,
+    kept_count,
+    largest_density,
+    mask,
+    smallest_density,
+)
 from pruning.patterns import PatternLibrary, best_patterns, four_entry_library, natural_library
 from workloads.errors import ConfigError, PlanError, ShapeError
 from workloads.sparsity import WeightSparsity
@@ -139,6 +148,17 @@ def test_keep_best_is_a_stable_sort(values, data):
     order = sorted(range(len(values)), key=lambda i: (-values[i], i))[:count]
     found = keep_best(torch.tensor(values, dtype=torch.float32), count)
     assert torch.nonzero(found).flatten().tolist() == sorted(order)
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.data())
+def test_keep_best_along_is_a_stable_sort_of_every_line(length, count, data):
+    numbers = data.draw(st.lists(st.integers(0, 3), min_size=6 * length, max_size=6 * length))
+    scores = torch.tensor(numbers, dtype=torch.float).view(2, length, 3)
+    scores[0, 0, 0] = -torch.inf  # as padding has it
+    kept = keep_best_along(scores, 1, min(count, length))
+    for i, j in itertools.product(range(2), range(3)):
+        best = sorted(range(length), key=lambda item: (-scores[i, item, j].item(), item))[:count]
+        assert torch.nonzero(kept[i, :, j]).view(-1).tolist() == sorted(best)
 
 
 def test_rows_keep_equally_many_weights_of_every_filter():
