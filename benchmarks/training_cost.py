@@ -11,7 +11,8 @@ ResNet-20, batches of 128 random pictures, one thread, process CPU time. Every m
 
 The peer is `torch.nn.utils.prune`: L1 over all layers, masks multiplied in before every forward, made anew as often as
 those of gradual magnitude. Channels: half of the inner ones, by L1 norm, from the network to the smaller module, beside
-`MagnitudePruner` of Torch-Pruning if it is installed (extra `bench`).
+`MagnitudePruner` of Torch-Pruning if it is installed (extra `bench`). Ours includes running the smaller module beside
+the masked one, to see that they are equal, which is half of the time; tracing is remembered after the first try.
 
     python benchmarks/training_cost.py [METHOD ...] [--rounds N] [--json FILE]
 """

@@ -331,9 +331,13 @@ def pruner_of(
     trail: Path | None,
     steps: int,
 ) -> Pruner:
-    """The method at the start of a training of so many steps; needed and unknown options are said by name.
+    """The method at the start of a training of so many steps.
 
     One that draws at random draws by the run's seed; one that can leave a trail of networks leaves it in `trail`.
+
+    Raises:
+        ConfigError: an option that is needed, unknown or of another type, or pictures that cannot be measured on.
+        PlanError: options that cannot be on this network.
     """
     from workloads.data import ImageData
 

@@ -115,8 +115,13 @@ class Solution:
 def solve(table: PriceTable, budgets: Mapping[str, float], time_limit_s: float = 60.0) -> Solution:
     """The candidate of least expected loss whose costs keep every budget.
 
+    Args:
+        budgets: the most that each cost may be, by metric.
+        time_limit_s: of the solver; what it has found by then is returned with its gap.
+
     Raises:
-        PlanError: no candidate keeps the budgets (says the least that each can reach), or a metric is unknown.
+        PlanError: no candidate keeps the budgets (says the least that each can reach), none was found in time, or a
+            metric is unknown.
     """
     for metric in budgets:
         if metric not in table.metrics:

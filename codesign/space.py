@@ -145,6 +145,9 @@ def channel_variables(
         multiple: channels that the target computes together.
         keep: group names to leave alone.
         most: options a group at the most, the full count included.
+
+    Raises:
+        ConfigError: `keep` names no channel group.
     """
     known = {group.name for group in analysis.groups}
     for name in keep:

@@ -113,6 +113,9 @@ def order_by(group: ChannelGroup, scores: np.ndarray) -> np.ndarray:
 
     Returns:
         int64 (units,), a permutation in which the kinds follow each other as in `ChannelGroup.order`.
+
+    Raises:
+        PlanError: a score is not finite.
     """
     if not np.isfinite(scores).all():
         raise PlanError(f"scores of channel group {group.name!r} hold NaN or infinite numbers; check the weights")

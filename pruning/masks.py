@@ -76,7 +76,12 @@ def attach(model: nn.Module, masks: Masks, kind: Callable[[Tensor, int], MaskedW
 
 
 def set_masks(model: nn.Module, masks: Masks) -> None:
-    """Change masks that `attach` has put on."""
+    """Change masks that `attach` has put on.
+
+    Raises:
+        PlanError: a parameter carries none.
+        ShapeError: a mask of another shape, or not of bool.
+    """
     attached = _attached(model)
     for name, mask in masks.items():
         if name not in attached:
