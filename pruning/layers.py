@@ -54,7 +54,7 @@ def chosen_weights(
     """The layers that a method prunes, name to parameter name, in the order of a forward pass.
 
     Args:
-        keep: names of layers that stay dense.
+        keep: layers that stay dense, or modules with all their layers.
         prune_first, prune_last: whether the first layer and the classifier are pruned.
         prune_pointwise: whether 1x1 convolutions and linear layers are.
         named: prune exactly these, but for `keep`, whatever the three say.
@@ -63,29 +63,33 @@ def chosen_weights(
         PlanError: a name is no layer with weights, or no layer is left.
     """
     layers = prunable_weights(model, example_inputs)
-    for name in (*keep, *(named or ())):
+    inside = {name: {layer for layer in layers if layer == name or layer.startswith(f"{name}.")} for name in keep}
+    for name in (*(name for name, found in inside.items() if not found), *(named or ())):
         if name not in layers:
             raise PlanError(str(unknown_name("layer with weights", name, layers)))
     order = list(layers)
-    spared = {*keep}
+    spared = {name for found in inside.values() for name in found}
     if named is None:
         spared |= {*order[: not prune_first], *order[len(order) - (not prune_last) :]}
         spared |= set() if prune_pointwise else {name for name in order if _is_pointwise(model.get_submodule(name))}
     found = {name: layers[name] for name in order if name not in spared and (named is None or name in named)}
     if not found:
-        left = "; ".join(left_dense(model, ()))
+        left = "; ".join(left_dense(model, (), example_inputs))
         raise PlanError(f"nothing to prune: {left}; try prune_first=True or prune_last=True")
     return found
 
 
-def left_dense(model: nn.Module, chosen: Collection[str]) -> tuple[str, ...]:
-    """What a method leaves as it is, a line each: layers that were not chosen, and weights of kinds it does not know.
+def left_dense(model: nn.Module, chosen: Collection[str], example_inputs: tuple[Tensor, ...]) -> tuple[str, ...]:
+    """What a method leaves as it is, a line each: layers that were not chosen, that never run by themselves, and
+    weights of kinds it does not know.
 
     Args:
         model: without attached masks. chosen: names of layers, as `chosen_weights` gives them.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, WEIGHTED)}
-    spared = [name for name in layers if name not in chosen]
+    running = prunable_weights(model, example_inputs)
+    spared = [name for name in layers if name not in chosen and name in running]
+    idle = [name for name in layers if name not in running]
     others = [
         f"{name}.{leaf} ({type(module).__name__})" if name else f"{leaf} ({type(module).__name__})"
         for name, module in model.named_modules()
@@ -93,6 +97,7 @@ def left_dense(model: nn.Module, chosen: Collection[str]) -> tuple[str, ...]:
         if weight.dim() > 1 and name not in layers
     ]
     said = [f"left dense, as first layer, classifier or asked for: {', '.join(spared)}"] if spared else []
+    said += [f"left dense, since no call of theirs was seen: {', '.join(idle)}"] if idle else []
     kinds = ", ".join(kind.__name__ for kind in WEIGHTED)
     return (*said, *([f"left dense, since only weights of {kinds} are pruned: {', '.join(others)}"] if others else []))
 

@@ -23,7 +23,7 @@ from torch import nn
 
 from workloads.channels import ChannelAnalysis, Member, analyze
 from workloads.constants import Computed, Constant, Norm, Reader, Recipe, Stored, stored_in, tensors_of
-from workloads.errors import PlanError, unknown_name
+from workloads.errors import LoweringError, PlanError, unknown_name
 from workloads.graph import KIND, Kind, Layer, LayerGraph, Op
 from workloads.lowering import prepare
 
@@ -76,9 +76,12 @@ def wire(model: nn.Module, source: LayerGraph | ChannelAnalysis | tuple[Tensor, 
         first = next(model.parameters(), torch.empty(0))
         inputs = tuple(torch.zeros(layer.shape, dtype=first.dtype, device=first.device) for layer in graph.inputs)
         on_unknown = "vector" if any(layer.op is Op.VECTOR for layer in graph.layers) else "error"
+        structure, reader = prepare(model, inputs, on_unknown)
     else:
-        inputs, on_unknown = graph, "error"
-    structure, reader = prepare(model, inputs, on_unknown)
+        try:
+            structure, reader = prepare(model, graph, "error")
+        except LoweringError:  # what channels do in an operator that no table has is not known: they all stay
+            structure, reader = prepare(model, graph, "vector")
     if not isinstance(graph, LayerGraph):
         graph = structure.graph(type(model).__name__, reader).verify()
     elif [layer.name for layer in graph.layers] != [layer.name for layer in structure.layers]:

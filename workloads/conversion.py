@@ -193,9 +193,10 @@ class _Conversion:
         where = (
             f"{site.scope.path!r} ({site.scope.kind})" if site.scope.path else f"the model itself ({site.scope.kind})"
         )
-        hint = 'write it with operators that the table has, or price it as vector work with on_unknown="vector"'
+        hint = "write it with operators that the table has, or price it as vector work"
         return LoweringError(
-            f"operator {node.target} (node {node.name!r}) in {where}, input shapes {shapes}: {reason}; {hint}"
+            f"operator {node.target} (node {node.name!r}) in {where}, input shapes {shapes}: {reason}; {hint} "
+            '(on_unknown="vector", --unknown vector)'
         )
 
 

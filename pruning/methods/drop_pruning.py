@@ -87,7 +87,8 @@ class Pool:
     """Weights that are ranked together: those of a layer, or of all layers.
 
     Attributes:
-        names: of the parameters. sizes: elements of each. floors: how many each keeps at least.
+        names: of the parameters. sizes: elements of each, without those that an earlier pruning removed. floors: how
+            many each keeps at least.
         target: live weights at the end. p_in: before it decays. p_in_fixed: that of the fixed point.
     """
 
@@ -188,12 +189,14 @@ class DropPruning(MaskPruner):
         self.rho, self.p_out, self.closing, self.recover = rho, p_out, closing, recover
         self.generator = torch.Generator().manual_seed(seed)
         self.masks_at(self.density)  # what cannot be carried out is said now
+        self.gone = {name: ~mask for name, mask in masks.baked_masks(self.model).items() if name in self.names}
         self.pools = self._pools(p_in, layer_floor)
         self.every = self.steps_between(frequency, self._slowest(p_in))
         self.count = (self.last - self.first) // self.every
         for pool in self.pools:
             self._check(pool)
         self.attach_dense()
+        masks.set_masks(self.model, {name: ~zeros for name, zeros in self.gone.items()})
         self.resting = {n: masks.dense_weight(self.model, n).clone() for n in self.names} if recover == "last" else {}
 
     @property
@@ -251,13 +254,20 @@ class DropPruning(MaskPruner):
     def _vectors(self, pool: Pool) -> tuple[Tensor, Tensor]:
         """Mask and magnitude of all weights of a pool: bool and float32, (size,)."""
         found, scores = masks.attached_masks(self.model), self.scores()
-        live = torch.cat([found[name].flatten() for name in pool.names])
-        return live, torch.cat([scores[name].flatten() for name in pool.names]).float()
+        live = torch.cat([self._of_pool(name, found[name]) for name in pool.names])
+        return live, torch.cat([self._of_pool(name, scores[name]) for name in pool.names]).float()
+
+    def _of_pool(self, name: str, values: Tensor) -> Tensor:
+        """Of the weights that an earlier pruning left, in one dimension."""
+        return values[~self.gone[name].to(values.device)] if name in self.gone else values.flatten()
 
     def _set(self, pool: Pool, kept: Tensor) -> None:
         old = masks.attached_masks(self.model)
         for name, part in zip(pool.names, kept.split(pool.sizes), strict=True):
-            new = part.view(old[name].shape)
+            if name in self.gone:
+                new = torch.zeros_like(old[name]).masked_scatter_(~self.gone[name].to(part.device), part)
+            else:
+                new = part.view(old[name].shape)
             if name in self.resting:
                 gone, values = old[name] & ~new, masks.dense_weight(self.model, name)
                 self.resting[name] = torch.where(gone, values, self.resting[name].to(values.device))
@@ -285,9 +295,12 @@ class DropPruning(MaskPruner):
         return [pool for pool in pools if pool.target < pool.size]
 
     def _pool(self, names: Sequence[str], density: float, p_in: float | None, layer_floor: float) -> Pool:
-        sizes = [masks.dense_weight(self.model, name).numel() for name in names]
-        floors = [max(1, math.floor(layer_floor * density * size)) for size in sizes]
-        target = max(kept_count(sum(sizes), density), sum(floors))
+        whole = [masks.dense_weight(self.model, name).numel() for name in names]
+        sizes = [self._of_pool(name, masks.dense_weight(self.model, name)).numel() for name in names]
+        floors = [
+            min(size, max(1, math.floor(layer_floor * density * all_))) for size, all_ in zip(sizes, whole, strict=True)
+        ]
+        target = min(max(kept_count(sum(whole), density), sum(floors)), sum(sizes))
         fixed = drop_in_probability(min(target / sum(sizes), 1 - 1e-9), self.rho, self.p_out)
         if p_in is None and fixed > 1 and target < sum(sizes):
             raise PlanError(f"density {density} needs p_in {fixed:.3g}, more than 1; lower p_out or rho")

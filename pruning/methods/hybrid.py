@@ -37,7 +37,7 @@ from pruning.plan import PruningPlan, make_plan
 from pruning.schedule import CubicSchedule
 from pruning.sensitivity import CHANNELS, Sensitivity, measure, score
 from pruning.wiring import Wiring, wire
-from workloads.channels import ChannelAnalysis, ChannelGroup
+from workloads.channels import ChannelAnalysis, ChannelGroup, analyze
 from workloads.data import ImageData
 from workloads.errors import PlanError
 from workloads.graph import LayerGraph, Op
@@ -86,7 +86,7 @@ class HybridPruning(Pruner):
             all. A layer of fewer channels keeps them all. `codesign` takes it from the target.
         levels: counts tried for each group, spread over its multiples.
         inner_only: leave channels that an addition joins, such as residual stages, as they are.
-        keep: channel groups to leave alone.
+        keep: layers whose channels all stay, or modules; naming one of a residual stream leaves the stream alone.
         images: of `data`, the first so many; batches are all used.
         adapt_norms: batch norms use the statistics of the tested pictures, in the sensitivity test only.
         plan: thin by this plan instead of a test; how a run is taken up where the test could come out otherwise.
@@ -161,8 +161,7 @@ class HybridPruning(Pruner):
         super().__init__(model, total_steps)
         if density is not None and not 0 < density < 1:
             raise PlanError(f"density {density}, must be above 0 and below 1; weights=False leaves weights alone")
-        self.first, last = self.phase(begin, end, may_be_empty=True)
-        self.last = max(last, self.first + 1)
+        self.first, self.last = self.phase(begin, end, may_be_empty=True)
         self.frequency = self.steps_between(frequency, (self.last - self.first) // 100)
         if check is not None and not 0 <= check <= 1:
             raise PlanError(f"check {check}, must be in 0 .. 1: the accuracy that thinning may cost")
@@ -174,13 +173,13 @@ class HybridPruning(Pruner):
             data = data.take(min(images, len(data)))
         self._data, self._check, self._inputs = data, check, example_inputs
         self.factor, self.density, self.weights = factor, density, weights
-        wiring = wire(self.model, example_inputs)
+        wiring = wire(self.model, analyze(wire(self.model, example_inputs).graph, keep))
         self._dense_macs = _macs(wiring.graph)
         self.sensitivity: Sensitivity | None = None
         if plan is None:
             assert data is not None
             target = ThinningTarget.checked(macs, tolerance)
-            counts = counts_to_try(wiring, multiple, levels=levels, inner_only=inner_only, keep=keep)
+            counts = counts_to_try(wiring, multiple, levels=levels, inner_only=inner_only)
             self.sensitivity = measure(
                 self.model, wiring.analysis, counts, data, batch_size=BATCH, adapt_norms=adapt_norms, progress=progress
             )
@@ -212,8 +211,11 @@ class HybridPruning(Pruner):
             return
         if self.steps_done == self.first:
             self.densities = self._final_densities()
-        now = {}
+        now: dict[str, float] = {}
         for name, density in (self.densities or {}).items():
+            if self.first == self.last:
+                now |= {name: density} if self.steps_done == self.first else {}
+                continue
             schedule = CubicSchedule(1 - density, self.first, self.last, self.frequency)
             if schedule.is_update(self.steps_done):
                 now[name] = 1 - schedule.sparsity(self.steps_done)
@@ -319,7 +321,7 @@ def _macs(graph: LayerGraph) -> float:
 
 
 def counts_to_try(
-    wiring: Wiring, multiple: Multiple, *, levels: int = 8, inner_only: bool = False, keep: Sequence[str] = ()
+    wiring: Wiring, multiple: Multiple, *, levels: int = 8, inner_only: bool = False
 ) -> dict[str, tuple[int, ...]]:
     """Counts of units to try, falling, by channel group; groups that can lose none are left out.
 
@@ -334,10 +336,9 @@ def counts_to_try(
     ) else dict.fromkeys(wiring.prunable, multiple)  # fmt: skip
     if levels < 1 or any(value < 1 for value in by_group.values()):
         raise PlanError(f"multiple {multiple!r} and levels {levels}, must be at least 1")
-    kept = {analysis.group(name).name for name in keep}
     found = {}
     for name in wiring.prunable:
-        if name in kept or (inner_only and _is_joined(analysis, name)):
+        if inner_only and _is_joined(analysis, name):
             continue
         fitting = _fitting(analysis, analysis.group(name), by_group.get(name, 1))
         if fitting:

@@ -204,7 +204,7 @@ class LearnedThreshold(Pruner):
         _check(density, l0_weight, temperature, update, rate, granularity)
         layers = chosen_weights(self.model, example_inputs, keep=keep, prune_first=prune_first, prune_last=prune_last)
         self.names = tuple(layers.values())
-        self.notes = left_dense(self.model, layers)
+        self.notes = left_dense(self.model, layers, example_inputs)
         weights = [masks.dense_weight(self.model, name).float() for name in self.names]
         flat = [name for name, w in zip(self.names, weights, strict=True) if not w.abs().flatten().var() > 0]
         if flat:

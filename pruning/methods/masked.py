@@ -37,7 +37,7 @@ class MaskPruner(Pruner):
         granularity: what is removed together, as in `pruning.granularity`.
         scope: "layer" ranks inside each layer, "global" ranks the single weights of all layers against each other.
         library: the patterns of granularity "pattern"; by default PCONV's four.
-        keep: names of layers that stay dense.
+        keep: layers that stay dense, or modules with all their layers.
         prune_first, prune_last, prune_pointwise: whether the first layer, the classifier, and 1x1 convolutions and
             linear layers are pruned; ignored for layers that `density` names.
 
@@ -74,7 +74,7 @@ class MaskPruner(Pruner):
         else:
             self.density = density
         self.names = tuple(layers.values())
-        self.notes = left_dense(self.model, layers)
+        self.notes = left_dense(self.model, layers, example_inputs)
         self.granularity, self.scope, self.library = granularity, scope, library
         is_filter = granularity == "filter"
         self.companions = filter_companions(self.model, example_inputs, self.names) if is_filter else {}

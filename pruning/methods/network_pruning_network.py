@@ -166,6 +166,14 @@ class NetworkPruningNetwork(Pruner):
 
     # ---- the forward pass --------------------------------------------------------------------------------------------
 
+    def __deepcopy__(self, memo: object) -> Pruner:
+        """Hooks of `self.model` are bound to this pruner: those of a copy would act on nothing.
+
+        Raises:
+            PlanError: always.
+        """
+        raise PlanError(f"a pruner of {self.name} cannot be copied; make another one and give it load_state_dict()")
+
     def _watch(self) -> torch.utils.hooks.RemovableHandle:
         """Set the gates before every forward pass of `self.model`; copies of it keep the gates that they have."""
 

@@ -12,13 +12,17 @@ from pruning import masks
 from pruning.methods.base import Inputs, register
 from pruning.methods.masked import Gradual
 
+LEAST = 2.0**-25
+"""Score of a weight that an earlier pruning left; those that it removed have 0 and are the first to go."""
+
 
 @register("random")
 class Random(Gradual):
     """Remove weights, or whole groups of them, in a random order that is drawn once.
 
     Every weight has a score, uniform in 0 .. 1, which never changes: what is gone stays gone. Groups of equal size
-    are equally likely to go; a smaller one at the edge of a layer goes earlier.
+    are equally likely to go; a smaller one at the edge of a layer goes earlier. Weights that an earlier pruning removed
+    go first, and count as removed.
 
     Args:
         seed: of the order.
@@ -50,7 +54,9 @@ class Random(Gradual):
     def scores(self) -> Mapping[str, Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
         weights = {name: masks.dense_weight(self.model, name) for name in self.names}
-        return {name: torch.rand(w.shape, generator=generator).to(w.device) for name, w in weights.items()}
+        drawn = {name: torch.rand(w.shape, generator=generator).to(w.device) for name, w in weights.items()}
+        gone = {name: ~mask for name, mask in masks.baked_masks(self.model).items() if name in drawn}
+        return drawn | {name: drawn[name].clamp(min=LEAST).masked_fill(zeros, 0) for name, zeros in gone.items()}
 
     @property
     def is_settled(self) -> bool:

@@ -1,17 +1,20 @@
 """Every registered method keeps the contract; magnitude pruning removes exactly what it should."""
 
+import copy
 import functools
 import importlib.metadata
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import pruning.methods as registry
 from pruning import masks
 from pruning.methods import Pruner, method, methods
 from pruning.methods.magnitude import GradualMagnitude, OneShotMagnitude
-from pruning.testing import Loop, PrunerContract, UnfinishedContract, batches, small_net
+from pruning.shrink import shrink
+from pruning.testing import STEPS, Loop, PrunerContract, UnfinishedContract, batches, small_net
 from tests.pruning.networks import example, network
 from workloads.errors import CodesignError, ConfigError, PlanError
 
@@ -87,8 +90,9 @@ class Mixed(nn.Module):
 @pytest.mark.parametrize("name", ["gradual_magnitude", "learned_threshold"])
 def test_what_stays_dense_is_said(name):
     pruner = method(name)(Mixed(), (torch.zeros(2, 5, 8),), total_steps=8, density=0.5)
-    chosen, others = pruner.notes
-    assert chosen == "left dense, as first layer, classifier or asked for: first, last, attention.out_proj"
+    chosen, idle, others = pruner.notes
+    assert chosen == "left dense, as first layer, classifier or asked for: first, last"
+    assert idle == "left dense, since no call of theirs was seen: attention.out_proj"
     assert others.endswith("are pruned: matrix (Mixed), attention.in_proj_weight (MultiheadAttention)")
     with pytest.raises(PlanError, match=r"nothing to prune: left dense.* matrix \(Mixed\).*; try prune_first=True"):
         method(name)(Mixed(), (torch.zeros(2, 5, 8),), total_steps=8, density=0.5, keep=["second"])
@@ -303,3 +307,73 @@ class TestFilters:
         for name, layer in (("Residual", "outer.0"), ("SqueezeExcite", "conv"), ("Chain", "conv1")):
             pruner = OneShotMagnitude(network(name), example(), density={layer: 0.5}, granularity="filter")
             assert masks.masks_of(pruner.model)[f"{layer}.weight"].flatten(1).any(1).float().mean() == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("gradual_magnitude", {}),
+        ("gradual_magnitude", {"scope": "global"}),
+        ("one_shot_magnitude", {}),
+        ("random", {}),
+        ("random", {"at_once": True}),
+        ("drop_pruning", {"rho": 0.5, "frequency": 1, "end": 0.75}),
+        ("drop_pruning", {"rho": 0.5, "frequency": 1, "end": 0.75, "scope": "global"}),
+        ("drop_pruning", {"rho": 0.5, "frequency": 1, "end": 0.75, "recover": "last"}),
+    ],
+)
+def test_what_an_earlier_pruning_removed_counts_as_removed(name, options):
+    """Training in between gives returned weights values again: masks say what stays, and no zero comes back."""
+    first = OneShotMagnitude(small_net(), EXAMPLE, density=0.5, granularity="weight").finalize()
+    pruner = method(name)(first, EXAMPLE, 40, density=0.3, **options)
+    loop = Loop(pruner)
+    for _ in range(5):
+        loop.run(batches(STEPS))
+    done = pruner.finalize()
+    kept = {key: (weight != 0) for key, weight in done.named_parameters() if key in pruner.names}
+    sizes = sum(mask.numel() for mask in kept.values())
+    assert sum(int(mask.sum()) for mask in kept.values()) == pytest.approx(0.3 * sizes, abs=10)
+    before = dict(first.named_parameters())
+    assert all(not (mask & (before[key] == 0)).any() for key, mask in kept.items())
+
+
+def test_drop_pruning_refuses_a_density_that_an_earlier_pruning_reached():
+    first = OneShotMagnitude(small_net(), EXAMPLE, density=0.2).finalize()
+    with pytest.raises(PlanError, match=r"density 0\.3 removes nothing"):
+        method("drop_pruning")(first, EXAMPLE, 40, density=0.3)
+
+
+def test_modules_are_kept_with_all_their_layers():
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 1),
+        nn.Sequential(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)),
+        nn.Conv2d(8, 8, 1),
+        nn.Conv2d(8, 2, 1),
+    )
+    for name in ("gradual_magnitude", "learned_threshold"):
+        assert method(name)(net, EXAMPLE, 8, density=0.5, keep=["1"]).names == ("2.weight",)
+    with pytest.raises(PlanError, match="unknown layer with weights '10'"):
+        method("gradual_magnitude")(net, EXAMPLE, 8, density=0.5, keep=["10"])
+
+
+def test_operators_without_a_table_keep_their_channels():
+    class Normalised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            return self.c(self.b(F.relu(self.a(x))).flip(1))
+
+    pruner = method("l1_filter")(Normalised(), EXAMPLE, 8, density=0.5, end=0.5)
+    for _ in range(8):
+        pruner.step()
+    small = shrink(pruner.finalize(), EXAMPLE).model
+    assert (small.a.out_channels, small.b.out_channels) == (4, 8)
+
+
+def test_a_pruner_network_at_work_is_not_copied():
+    pruner = method("network_pruning_network")(small_net(), EXAMPLE, 8)
+    with pytest.raises(PlanError, match="a pruner of network_pruning_network cannot be copied"):
+        copy.deepcopy(pruner)
+    assert copy.deepcopy(pruner.model) is not pruner.model

@@ -50,7 +50,7 @@ class TestCountsToTry:
         assert counts_to_try(wiring, {"conv1": 5}) == {"stem": (7, 6, 5, 4, 3, 2, 1), "conv1": (10, 5)}
 
     def test_levels_spread_over_the_multiples(self, wiring):
-        assert counts_to_try(wiring, 1, levels=3, keep=["stem"]) == {"conv1": (11, 6, 1)}
+        assert counts_to_try(wiring, 1, levels=3)["conv1"] == (11, 6, 1)
 
     def test_an_addition_joins_the_stem_and_what_is_added(self, wiring):
         assert counts_to_try(wiring, 4, inner_only=True) == {"conv1": (8, 4)}
@@ -144,7 +144,7 @@ class TestThinning:
         assert pruner.model(data[0][0]).shape == (8, 4)
 
     def test_macs_of_both_stages(self):
-        pruner = hybrid(plan=PLAN, density=0.25, begin=0.0, end=0.0)
+        pruner = hybrid(plan=PLAN, density=0.25, begin=0.125, end=0.125)
         thin = 27 * 8 * 64 + 2 * 9 * 8 * 8 * 64 + 32
         assert pruner.mac_count() == MacCount(DENSE, thin, thin)
         Loop(pruner).run(batches(1))
@@ -193,10 +193,20 @@ class TestWeights:
         for batch in batches(6):
             loop.run([batch])
             counts.append(kept(pruner)["conv2.weight"])
-        assert counts == [576, 576, 576, 576, 288, 288]
+        assert counts == [576, 576, 576, 288, 288, 288]
+
+    @pytest.mark.parametrize(("when", "steps"), [(0.0, 0), (0.125, 1), (1.0, 8)])
+    def test_at_the_very_beginning_or_end(self, when, steps):
+        pruner = hybrid(plan=PLAN, density=0.5, begin=when, end=when)
+        counts, loop = [kept(pruner)["conv2.weight"]], Loop(pruner)
+        for batch in batches(8):
+            loop.run([batch])
+            counts.append(kept(pruner)["conv2.weight"])
+        assert counts == [576] * steps + [288] * (9 - steps)
+        assert pruner.is_settled
 
     def test_what_goes_is_what_is_smallest_then(self):
-        pruner = hybrid(plan=PLAN, density=0.5, begin=0.0, end=0.0)
+        pruner = hybrid(plan=PLAN, density=0.5, begin=0.125, end=0.125)
         Loop(pruner).run(batches(1))
         for name, mask in masks.masks_of(pruner.model).items():
             sizes = masks.dense_weight(pruner.model, name).abs()
@@ -282,7 +292,7 @@ def test_bf16_channels_last_copied_and_compiled():
         ({"multiple": 0}, "multiple 0 and levels 8, must be at least 1"),
         ({"multiple": {"conv9": 4}}, "unknown channel group 'conv9'"),
         ({"multiple": 16}, "no channel group can lose units at multiple 16"),
-        ({"keep": ("conv2",)}, "'conv2' is in channel group 'stem'"),
+        ({"keep": ("conv9",)}, "unknown layer to keep 'conv9'"),
         ({"density": 1.0}, "density 1.0, must be above 0 and below 1"),
         ({"check": 2.0}, "check 2.0, must be in 0 .. 1"),
         ({"data": None}, "hybrid_pruning measures on pictures"),
