@@ -50,6 +50,7 @@ Changes = Annotated[
     ),
 ]
 Data = Annotated[str, typer.Option(help="digits, mnist, cifar10, or my_file:MY_SET; digits_detection for a detector.")]
+Unknown = Annotated[str, typer.Option(help="Unknown operators: error, or vector to price as elementwise.")]
 Epochs = Annotated[int, typer.Option(min=0, help="Training epochs.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Same seed, same result.")]
 Threads = Annotated[int, typer.Option(min=1, help="That share each layer.")]
@@ -87,9 +88,7 @@ def lower(
     weights: Weights = None,
     pretrained: Pretrained = False,
     shape: Shape = None,
-    unknown: Annotated[
-        str, typer.Option(help="Unknown operators: error, or vector to price as elementwise.")
-    ] = "error",
+    unknown: Unknown = "error",
 ) -> None:
     """Turn a model into a layer graph: loop nests, edges, real zeros."""
     from codesign import show
@@ -107,9 +106,7 @@ def simulate(
     calibrate: Annotated[str | None, typer.Option(help="Data set whose images give activation zeros.")] = None,
     change: Changes = None,
     shape: Shape = None,
-    unknown: Annotated[
-        str, typer.Option(help="Unknown operators: error, or vector to price as elementwise.")
-    ] = "error",
+    unknown: Unknown = "error",
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML report into this folder.")] = None,
     trace: Annotated[
@@ -184,6 +181,7 @@ def prune(
     attacked: Annotated[
         int, typer.Option(min=0, help="Attack so many test images (FGSM, PGD-10), dense against pruned.")
     ] = 0,
+    unknown: Unknown = "error",
     seed: Seed = 0,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -204,7 +202,7 @@ def prune(
     config = job.PruneConfig(
         model=model, data=data, method=method, options=job.parse_options(method, [*given, *(option or ())]),
         targets=tuple(target), weights=origins[0], epochs=epochs, rate=rate, batch_size=batch,
-        weight_decay=weight_decay, distil=distil, seed=seed, attacked=attacked,
+        weight_decay=weight_decay, distil=distil, seed=seed, attacked=attacked, unknown=unknown,
     )  # fmt: skip
     if plan:
         return forecast.show(config, out)
@@ -261,6 +259,7 @@ def search(
     images: Annotated[int, typer.Option(min=10, help="Held-out images for sensitivity and the front.")] = 1000,
     measured: Annotated[int, typer.Option(min=1, help="Candidates of the front whose accuracy is measured.")] = 6,
     generations: Annotated[int, typer.Option(min=1, help="Of the evolutionary search.")] = 60,
+    unknown: Unknown = "error",
     seed: Seed = 0,
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -271,7 +270,8 @@ def search(
     config = SearchConfig(
         model=model, data=data, target=target, budgets=tuple(budget), weights=str(weights) if weights else None,
         epochs=epochs, rate=rate, densities=tuple(density or ()), granularity=granularity, keep=tuple(keep or ()),
-        multiple=multiple, options=options, images=images, measured=measured, generations=generations, seed=seed,
+        multiple=multiple, options=options, images=images, measured=measured, generations=generations, unknown=unknown,
+        seed=seed,
     )  # fmt: skip
     run(config, out, device=device, overwrite=overwrite)
 

@@ -13,6 +13,7 @@ from accel_models import target
 from codesign.budgets import parse_budgets
 from codesign.costs import METRICS
 from codesign.study import content_hash
+from codesign.subject import checked_unknown, own_sources
 from workloads.errors import ConfigError
 
 FLAGS = {"budgets": "--budget", "rate": "--lr", "densities": "--density"}
@@ -32,6 +33,7 @@ class SearchConfig:
         options: per channel group at the most.
         images: held-out training images for sensitivity and for the front's accuracy.
         measured: candidates of the front whose accuracy is measured. generations: of NSGA-II.
+        unknown: "vector" prices operators that no table has as elementwise work; "error" refuses them.
     """
 
     model: str
@@ -49,6 +51,7 @@ class SearchConfig:
     images: int = 1000
     measured: int = 6
     generations: int = 60
+    unknown: str = "error"
     seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,7 +75,7 @@ class SearchConfig:
         Raises:
             ConfigError: the configuration of another command, or of another version.
         """
-        known = {key: value for key, value in data.items() if key != "weights_sha256"}
+        known = {key: value for key, value in data.items() if not key.endswith("_sha256")}
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
         try:
             return cls(**values)
@@ -89,7 +92,7 @@ def study_config(config: SearchConfig) -> dict[str, Any]:
     from workloads.models import pretrained_path
 
     path = Path(config.weights) if config.weights else pretrained_path(config.model)
-    return {**config.to_dict(), "weights_sha256": content_hash(path)}
+    return {**config.to_dict(), "weights_sha256": content_hash(path), **own_sources(config.model, config.data)}
 
 
 def check(config: SearchConfig, device: str = "auto") -> None:
@@ -102,6 +105,7 @@ def check(config: SearchConfig, device: str = "auto") -> None:
     find(config.model)
     target(config.target)
     pick_device(device)
+    checked_unknown(config.unknown)
     if not 0 < config.rate < float("inf"):
         raise ConfigError(f"--lr {config.rate}: must be a finite number above 0")
     find_data(config.data)

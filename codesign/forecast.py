@@ -19,10 +19,13 @@ from codesign.prune import PruneConfig, pruner_of, start, total_steps, without_d
 from codesign.prune_report import price_in_words
 from codesign.show import console
 from codesign.subject import lowered
+from pruning.masks import attached_masks, dense_weight
 from pruning.progress import shown
 from workloads.errors import ConfigError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from workloads.graph import LayerGraph
 
 
@@ -78,8 +81,9 @@ def forecast(config: PruneConfig) -> Forecast:
     if not cls.IS_LEARNED:
         for _ in shown(range(steps), "steps of the schedule", steps, enabled=True):
             pruner.step()
+        _as_trained(pruner.model, module)
         sparse = without_dead_channels(pruner, module, example).model
-    before, after = (lowered(config.model, each, images["heldout"]) for each in (module, sparse))
+    before, after = (lowered(config.model, each, images["heldout"], config.unknown) for each in (module, sparse))
     return Forecast(
         layers=_layers(before, after),
         notes=pruner.notes,
@@ -110,6 +114,14 @@ def show(config: PruneConfig, out: Path) -> None:
         screen.print(note)
     screen.print("nothing was trained or written; accuracy is what training will say:")
     screen.print(config.command(out), soft_wrap=True)
+
+
+def _as_trained(model: nn.Module, dense: nn.Module) -> None:
+    """Give weights that a method returned at zero their values again: training would have moved them by then."""
+    for name, mask in attached_masks(model).items():
+        values, old = dense_weight(model, name), dense_weight(dense, name)
+        if values.shape == old.shape:
+            values.copy_(old.where(mask, values))
 
 
 def _layers(before: LayerGraph, after: LayerGraph) -> tuple[LayerForecast, ...]:

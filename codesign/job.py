@@ -127,7 +127,7 @@ class Job:
         """A model's graph in the machine's precision."""
         from codesign.subject import lowered
 
-        return self.machine.native(lowered(self.config.model, model, self.heldout))
+        return self.machine.native(lowered(self.config.model, model, self.heldout, self.config.unknown))
 
     @cached_property
     def graph(self) -> LayerGraph:

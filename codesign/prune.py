@@ -19,8 +19,8 @@ from accel_models import SimulationResult, Target, target
 from codesign.costs import nonzero_macs
 from codesign.show import console
 from codesign.study import Study, content_hash
-from codesign.subject import classes_of, load_images, lowered, objective_of
-from workloads.errors import ConfigError, PlanError
+from codesign.subject import classes_of, load_images, lowered, objective_of, own_sources
+from workloads.errors import CodesignError, ConfigError, PlanError
 from workloads.store import write_json
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class PruneConfig:
         epochs, rate, batch_size, weight_decay: of `pruning.training.fit`.
         distil: whether the dense network teaches; never if it is untrained or a detector.
         attacked: so many test images are attacked with FGSM and PGD-10 (`pruning.adversarial`); 0 for none.
+        unknown: "vector" prices operators that no table has as elementwise work; "error" refuses them.
     """
 
     model: str
@@ -65,6 +66,7 @@ class PruneConfig:
     distil: bool = True
     seed: int = 0
     attacked: int = 0
+    unknown: str = "error"
 
     @property
     def is_trained(self) -> bool:
@@ -84,6 +86,7 @@ class PruneConfig:
         words += ["--epochs", str(self.epochs), "--lr", str(self.rate), "--batch", str(self.batch_size)]
         words += ["--weight-decay", str(self.weight_decay), *([] if self.distil else ["--no-distil"])]
         words += ["--attacked", str(self.attacked)] if self.attacked else []
+        words += ["--unknown", self.unknown] if self.unknown != "error" else []
         return shlex.join([*words, "--seed", str(self.seed), "--out", str(out)])
 
 
@@ -205,9 +208,8 @@ def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool
 
     cls, images, module = start(config)
     objective, example = objective_of(config.model), example_input(config.model)
-    asked = {"command": "prune", **asdict(config)}
-    if (file := Path(config.weights)).is_file():
-        asked["weights_sha256"] = content_hash(file)
+    asked = {"command": "prune", **asdict(config), **own_sources(config.model, config.data)}
+    asked |= weights_hash(config)
     if (out / "result.json").exists() and not overwrite:  # before a method measures anything
         return PruneOutcome.from_dict(Study.create(out, asked).read("result")["result"])
     pruner = (
@@ -233,6 +235,12 @@ def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool
     return outcome
 
 
+def weights_hash(config: PruneConfig) -> dict[str, str]:
+    """What is in the file that a run starts from; {} where it starts from none."""
+    file = Path(config.weights)
+    return {"weights_sha256": content_hash(file)} if file.is_file() else {}
+
+
 def start(config: PruneConfig) -> tuple[type[Pruner] | None, Mapping[str, Pictures], nn.Module]:
     """The method (None for `DENSE`), the pictures by split and the dense network of a run.
 
@@ -254,7 +262,9 @@ def start(config: PruneConfig) -> tuple[type[Pruner] | None, Mapping[str, Pictur
     images = load_images(config.model, config.data)
     if config.attacked and not isinstance(images["test"], ImageData):
         raise ConfigError(f"--attacked: attacks are on pictures with one label each, {config.data} has boxes")
-    return cls, images, dense_network(config, images)
+    module = dense_network(config, images)
+    lowered(config.model, module, images["heldout"], config.unknown)  # what cannot be priced is said before training
+    return cls, images, module
 
 
 def dense_network(config: PruneConfig, images: Mapping[str, Pictures]) -> nn.Module:
@@ -292,7 +302,7 @@ def measured(
         shrunk: how `sparse` lost its dead channels, if it did. notes: of the method.
     """
     machines, objective = {name: target(name) for name in config.targets}, objective_of(config.model)
-    before, after = (lowered(config.model, each, images["heldout"]) for each in (dense, sparse))
+    before, after = (lowered(config.model, each, images["heldout"], config.unknown) for each in (dense, sparse))
     return PruneOutcome(
         dense_test=objective.evaluate(dense, images["test"]).accuracy if config.is_trained else None,
         test=objective.evaluate(sparse, images["test"]).accuracy,
@@ -381,7 +391,7 @@ def without_dead_channels(pruner: Pruner, dense: nn.Module, example: Tensor) -> 
         return Shrunk(model, own, model, sum(wiring.analysis.group(name).size for name in wiring.prunable))
     try:
         return shrink(model, (example,))
-    except PlanError as error:
+    except CodesignError as error:
         console().print(f"dead channels are not removed: {error}")
         return Shrunk(model, PruningPlan(type(model).__name__, notes=(str(error),)), model, 0)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from workloads.errors import ConfigError, DataError
-from workloads.store import LEFTOVER, read_json, write_json
+from workloads.store import is_leftover, read_json, write_json
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ class Study:
                 write_json(path, dict(config))
         except OSError as error:
             raise ConfigError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
-        for leftover in _leftovers(folder):
+        for leftover in (*_leftovers(folder), *_leftovers(folder / "trail")):
             leftover.unlink(missing_ok=True)
         return cls(folder, config)
 
@@ -124,7 +124,7 @@ def _is_started(folder: Path) -> bool:
 
 def _leftovers(folder: Path) -> set[Path]:
     """Of runs that were killed as they wrote (`workloads.store.whole`)."""
-    return {*folder.glob(f".*{LEFTOVER}")}
+    return {*filter(is_leftover, folder.glob(".*.part"))}
 
 
 def _check_same(path: Path, config: Mapping[str, Any]) -> None:

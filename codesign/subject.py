@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import math
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
+from codesign.study import content_hash
 from workloads.errors import ConfigError, unknown_name
 from workloads.graph import LayerGraph
 
@@ -54,9 +56,7 @@ class Subject:
         """
         from workloads.models import build, example_input, is_entry
 
-        if on_unknown not in ("error", "vector"):
-            raise ConfigError(f"--unknown {on_unknown!r}: must be error or vector")
-        unknown = cast(Literal["error", "vector"], on_unknown)
+        unknown = checked_unknown(on_unknown)
         is_written = name.startswith(("table:", "layer:", "layers:"))
         is_known = not name.endswith(".json") and not is_written and is_entry(name)
         if shape is not None and (is_written or is_known or ":" not in name):
@@ -119,7 +119,8 @@ def _imported(name: str, weights: Path | None, shape: str | None, on_unknown: Li
 
     module_name, _, function = name.partition(":")
     if shape is None:
-        raise ConfigError(f"{name}: --input is needed for a model of your own, e.g. --input 1,3,224,224")
+        needed = "--input is needed for a model of your own, e.g. --input 1,3,224,224"
+        raise ConfigError(f"{name}: {needed}{_no_entry(name)}")
     example = _random_input(shape)
     try:
         make = getattr(importlib.import_module(module_name), function)
@@ -137,6 +138,17 @@ def _imported(name: str, weights: Path | None, shape: str | None, on_unknown: Li
 
         load_weights(model, weights)
     return Subject(name, model.eval(), example, on_unknown=on_unknown)
+
+
+def _no_entry(name: str) -> str:
+    """Why a name is none of a file in the zoo's form, in brackets."""
+    from workloads.models import find
+
+    try:
+        find(name)
+    except ConfigError as error:
+        return f" ({error})"
+    return ""
 
 
 def _random_input(text: str) -> Tensor:
@@ -188,13 +200,50 @@ def load_split(model: str, data: str, split: str) -> Pictures:
     return images
 
 
-def lowered(model: str, net: nn.Module, heldout: Pictures) -> LayerGraph:
-    """The graph of a zoo network with the zeros that 32 held-out images leave in its activations."""
+def lowered(model: str, net: nn.Module, heldout: Pictures, on_unknown: str = "error") -> LayerGraph:
+    """The graph of a network that has a name, with the zeros that 32 held-out images leave in its activations.
+
+    Args:
+        on_unknown: as of `workloads.lowering.lower`.
+
+    Raises:
+        LoweringError: an operator that no table has, where those are errors.
+    """
     from workloads.lowering import lower
     from workloads.models import example_input
 
     batch, _ = next(heldout.batches(32))
-    return lower(net, example_input(model), calibration=batch, name=model)
+    unknown = checked_unknown(on_unknown)
+    return lower(net, example_input(model), calibration=batch, name=model, on_unknown=unknown)
+
+
+def checked_unknown(text: str) -> Literal["error", "vector"]:
+    """What --unknown says. ConfigError for any other word."""
+    if text not in ("error", "vector"):
+        raise ConfigError(f"--unknown {text!r}: must be error or vector")
+    return cast(Literal["error", "vector"], text)
+
+
+def own_sources(model: str, data: str) -> dict[str, str]:
+    """SHA-256 of the file of a model of one's own and of data of one's own, by what they are; {} for known names.
+
+    A study is of what they hold, not of their names. Of a model it is its own file; what that imports does not count.
+    """
+    found = {}
+    if ":" in model:
+        from workloads.models.registry import file_of
+
+        if file := file_of(model.partition(":")[0]):
+            found["model_sha256"] = content_hash(file)
+    if ":" in data:
+        from workloads.data import find, load
+
+        digest = hashlib.sha256()
+        for split in find(data).splits:
+            pictures = load(data, split)
+            digest.update(pictures.images.tobytes() + pictures.labels.tobytes())
+        found["data_sha256"] = digest.hexdigest()
+    return found
 
 
 def objective_of(model: str) -> Objective:

@@ -20,11 +20,11 @@ from rich.table import Table
 
 from accel_models import target
 from codesign import prune
-from codesign.prune import PruneConfig, PruneOutcome
+from codesign.prune import PruneConfig, PruneOutcome, weights_hash
 from codesign.prune_report import report
 from codesign.show import console
-from codesign.study import Study
-from codesign.subject import load_images, lowered, objective_of
+from codesign.study import Study, content_hash
+from codesign.subject import load_images, lowered, objective_of, own_sources
 from workloads.errors import ConfigError, PlanError, unknown_name
 from workloads.store import write_json
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pruning.evaluation import Pictures
-    from pruning.trail import Trail
+    from pruning.trail import Trail, TrailPoint
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,10 @@ class TrailRun:
         self.trail: Trail = Trail(Path(self.config.options.get("trail") or folder / prune.TRAIL))
         if not self.trail.points:
             raise ConfigError(f"{self.trail.folder}: no networks here; runs of learned_threshold leave a trail")
+        now = {**own_sources(self.config.model, self.config.data), **weights_hash(self.config)}
+        for name, digest in now.items():
+            if self.study.config.get(name) != digest:
+                raise ConfigError(f"{folder}: {name.removesuffix('_sha256')} changed since the run; run it again")
         self.images: dict[str, Pictures] = dict(load_images(self.config.model, self.config.data))
         self.dense = prune.dense_network(self.config, self.images)
 
@@ -174,6 +178,7 @@ class TrailRun:
 
         row = self.choose(wanted)
         asked = {"command": "trail", **asdict(self.config), **asdict(wanted), "step": row.step}
+        asked["network_sha256"] = content_hash(self.trail.folder / self._point(row.step).file)
         study = Study.create(out, {**asked, "retraining": [epochs, rate]}, overwrite)
         if study.has("result"):
             return PruneOutcome.from_dict(study.read("result")["result"])
@@ -194,13 +199,15 @@ class TrailRun:
     def _network(self, step: int) -> nn.Module:
         from pruning.evaluation import recalibrate
 
-        point = next(point for point in self.trail.points if point.step == step)
-        net = self.trail.network(point, self.dense)
+        net = self.trail.network(self._point(step), self.dense)
         recalibrate(net, self.images["train"])
         return net
 
+    def _point(self, step: int) -> TrailPoint:
+        return next(point for point in self.trail.points if point.step == step)
+
     def _row(self, step: int, density: float, net: nn.Module) -> TrailRow:
-        graph = lowered(self.config.model, net, self.images["heldout"])
+        graph = lowered(self.config.model, net, self.images["heldout"], self.config.unknown)
         found = {name: target(name).simulate(graph) for name in self.config.targets}
         latency = {name: price.latency_s for name, price in found.items()}
         energy = {name: price.energy_j for name, price in found.items()}

@@ -30,8 +30,6 @@ from workloads.verify import verify_weights
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 ZIP_START = b"PK\x03\x04"  # torch.save writes a zip archive with a pickle in it
 PICKLE_START = b"\x80"  # before version 1.6 a bare pickle, protocol 2 or later
-LEFTOVER = ".part"
-"""How names of files end that a killed run left unfinished."""
 
 # Types of safetensors that NumPy has; bfloat16 is the upper half of a float32.
 DTYPES: Mapping[str, str] = {
@@ -215,7 +213,8 @@ def read_json(path: Path) -> Any:
 def whole(path: Path, *failures: type[Exception]) -> Iterator[Path]:
     """A file to write to that takes the name `path` when all is well: a killed run leaves the old file or none.
 
-    Folders are made. What a killed run may leave beside it begins with a dot and ends in `LEFTOVER`.
+    Folders are made. What a killed run may leave beside it is named as `is_leftover` says. What is no plain file (a
+    pipe, /dev/null) is written as it is; of a link, what it points to.
 
     Args:
         failures: what else than OSError means that the place cannot be written.
@@ -224,17 +223,35 @@ def whole(path: Path, *failures: type[Exception]) -> Iterator[Path]:
         DataError: the place cannot be written.
     """
     failed: tuple[type[Exception], ...] = (OSError, *failures)
-    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{LEFTOVER}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        place = path.resolve()
+        if place.exists() and not place.is_file():
+            yield place
+            return
+        place.parent.mkdir(parents=True, exist_ok=True)
+        part = place.with_name(f".{place.name}.{os.getpid()}-{threading.get_ident()}.part")
         try:
             yield part
-            part.replace(path)
+            part.replace(place)
         finally:
             part.unlink(missing_ok=True)
     except failed as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path}: cannot be written ({reason}); choose a place that you may write to") from error
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a process that lives no more began to write a file (`whole`)."""
+    found = re.fullmatch(r"\..+\.(\d+)-\d+\.part", path.name)
+    if not found:
+        return False
+    try:
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -50,6 +50,14 @@ def test_the_length_of_the_run_decides_what_can_be_carried_out() -> None:
     assert any(0 < row.kept < 0.2 * row.weights for row in rows)
 
 
+@pytest.mark.parametrize("method", ["drop_pruning", "random", "campfire"])
+def test_weights_that_come_back_count_as_kept(method: str) -> None:
+    rows = forecast(replace(CONFIG, method=method, options={"density": 0.3}, epochs=20)).layers
+    first, *inner, last = rows
+    assert all(row.kept == pytest.approx(0.3 * row.weights, abs=0.02 * row.weights) for row in inner)
+    assert (first.kept, last.kept) == (first.weights, last.weights)
+
+
 def test_what_is_learned_is_not_foretold(tmp_path: Path) -> None:
     config = replace(CONFIG, method="learned_threshold", options={"density": 0.2})
     found = forecast(config)

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 import shlex
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,7 +31,7 @@ from pruning.training import Classification
 from tests.pruning.cutting import parameters
 from workloads.data import detection, digits, load
 from workloads.data.sets import Arrays, Part
-from workloads.errors import ConfigError, PlanError
+from workloads.errors import ConfigError, LoweringError, PlanError
 from workloads.lowering import lower
 from workloads.models import build, example_input
 from workloads.models.weights import load_weights, save_weights
@@ -405,3 +407,40 @@ def test_a_data_set_of_other_classes_gives_its_network_back(monkeypatch, tmp_pat
     config = dataclasses.replace(CONFIG, data="few", targets=("ideal",), epochs=1)
     prune.run(config, tmp_path / "run")
     assert load_pruned(tmp_path / "run").fc.out_features == 4
+
+
+OWN = """from torch import nn
+ENTRIES = {"net": {"input_shape": (1, 8, 8), "num_classes": 10}}
+def create(num_classes):
+    first = [nn.Conv2d(1, 8, 3, padding=1), nn.LocalResponseNorm(3), nn.ReLU(), nn.Conv2d(8, 8, 3)]
+    return nn.Sequential(*first, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PruneConfig]:
+    """A network of one's own with an operator that no table has."""
+    (tmp_path / "tests_own_net.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield PruneConfig(
+        "tests_own_net:net", "digits", "gradual_magnitude", {"density": 0.5}, ("ideal",), "scratch", epochs=1
+    )
+    sys.modules.pop("tests_own_net", None)
+
+
+def test_what_cannot_be_priced_is_said_before_training(own: PruneConfig, tmp_path: Path) -> None:
+    with pytest.raises(LoweringError, match=r"avg_pool3d.*--unknown vector"):
+        prune.run(own, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    found = prune.run(dataclasses.replace(own, unknown="vector"), tmp_path / "run")
+    assert found.nonzeros < found.weights
+    assert load_pruned(tmp_path / "run")(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_a_network_of_ones_own_that_changed_is_another_study(own: PruneConfig, tmp_path: Path) -> None:
+    config = dataclasses.replace(own, unknown="vector")
+    found = prune.run(config, tmp_path / "run")
+    assert prune.run(config, tmp_path / "run") == found
+    (tmp_path / "tests_own_net.py").write_text(OWN.replace("nn.ReLU(), nn.Conv2d", "nn.Tanh(), nn.Conv2d"))
+    with pytest.raises(ConfigError, match="holds a study with model_sha256"):
+        prune.run(config, tmp_path / "run")

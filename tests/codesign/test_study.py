@@ -107,7 +107,7 @@ class TestOneConfiguration:
 
 class TestOverwrite:
     WRITTEN = ("plan.json", "result.json", "report.json", "report.html", "model.safetensors", "training.pt")
-    MINE = ("notes.txt", "film.part", "my.safetensors", "old.pt", "page.html", "figures/mine.png", "below/plan.json")
+    MINE = ("notes.txt", ".film.part", "my.safetensors", "old.pt", "page.html", "figures/mine.png", "below/plan.json")
 
     def fill(self, folder: Path, names: tuple[str, ...]) -> None:
         for name in names:
@@ -121,7 +121,7 @@ class TestOverwrite:
             run_phase(study, phase, Counted((1,)))
         self.fill(tmp_path, self.WRITTEN)
         self.fill(tmp_path, tuple(f"figures/{name}.png" for name in REPORT_FIGURES))
-        self.fill(tmp_path, (".front.json.1-2.part",))
+        self.fill(tmp_path, (".front.json.999999999-2.part",))
         self.fill(tmp_path, self.MINE)
         started = Study.create(tmp_path, {**CONFIG, "seed": 1}, overwrite=True)
         assert set(files(tmp_path)) == {"config.json", *self.MINE}
@@ -215,7 +215,7 @@ class TestWholeOrNotAtAll:
         assert work.calls == 1
 
     def test_killed_at_the_very_first_write(self, tmp_path: Path) -> None:
-        (tmp_path / ".config.json.1-2.part").write_text('{"mod')
+        (tmp_path / ".config.json.999999999-2.part").write_text('{"mod')
         assert Study.create(tmp_path, CONFIG).config == CONFIG
         assert set(files(tmp_path)) == {"config.json"}
 

@@ -18,7 +18,7 @@ from pruning.evaluation import accuracy
 from workloads.data import load
 from workloads.errors import CodesignError, ConfigError, PlanError
 from workloads.models import build
-from workloads.models.weights import load_weights, read_weights
+from workloads.models.weights import load_weights, read_weights, save_weights
 
 CONFIG = PruneConfig(
     "digits_cnn", "digits", "learned_threshold", {"density": 0.1}, targets=("ideal", "eyeriss_v2"), weights="scratch",
@@ -168,3 +168,29 @@ def test_a_machine_picks_by_a_limit_only(folder: Path) -> None:
     shown = CliRunner().invoke(app, ["trail", str(folder), "--target", "eyeriss_v2"])
     assert isinstance(shown.exception, ConfigError)
     assert "--target eyeriss_v2: says whose latency picks" in str(shown.exception)
+
+
+def test_weights_that_changed_since_the_run_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    save_weights(build("digits_cnn", seed=1), file)
+    config = dataclasses.replace(CONFIG, weights=str(file), epochs=1, options={"density": 0.5})
+    prune.run(config, tmp_path / "run")
+    TrailRun(tmp_path / "run")
+    save_weights(build("digits_cnn", seed=2), file)
+    with pytest.raises(ConfigError, match="run: weights changed since the run; run it again"):
+        TrailRun(tmp_path / "run")
+
+
+def test_a_pick_of_another_trail_is_not_taken_for_this_one(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "run")
+    wanted = Pick(max_latency=1.0, target="eyeriss_v2")
+    run = TrailRun(tmp_path / "run")
+    run.pick(wanted, tmp_path / "pick", epochs=0, rate=0.01)
+    place = run.trail.folder / run._point(run.choose(wanted).step).file
+    net = build("digits_cnn")
+    load_weights(net, place)
+    with torch.no_grad():
+        net.fc.bias += 1
+    save_weights(net, place)
+    with pytest.raises(ConfigError, match="holds a study with network_sha256"):
+        run.pick(wanted, tmp_path / "pick", epochs=0, rate=0.01)

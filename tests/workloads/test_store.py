@@ -22,6 +22,7 @@ from workloads.errors import CodesignError, ConfigError, DataError, ShapeError
 from workloads.graph import LayerGraph
 from workloads.store import (
     check_safetensors,
+    is_leftover,
     load_graph,
     load_weights,
     read_safetensors,
@@ -302,6 +303,37 @@ class TestWholeOrNotAtAll:
             assert path.read_bytes() == b"yours"
         assert parts != [mine]
         assert path.read_bytes() == b"mine"
+
+    def test_links_stay_links(self, tmp_path: Path) -> None:
+        write_file(tmp_path / "net.bin", b"old")
+        (tmp_path / "link").symlink_to(tmp_path / "net.bin")
+        write_file(tmp_path / "link", b"new")
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "net.bin").read_bytes() == b"new"
+
+    def test_pipes_and_devices_stay_what_they_are(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe")
+        reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+        write_file(tmp_path / "pipe", b"through")
+        assert os.read(reader, 100) == b"through"
+        os.close(reader)
+        assert (tmp_path / "pipe").is_fifo()
+        write_file(Path(os.devnull), b"gone")
+        assert Path(os.devnull).is_char_device()
+
+    @pytest.mark.parametrize("name", [".", "", "folder"])
+    def test_folders_are_no_files(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "folder").mkdir()
+        with pytest.raises(DataError, match="cannot be written"):
+            write_file(Path(name), b"")
+        assert names(tmp_path) == set()
+
+    def test_leftovers_are_those_of_the_dead(self, tmp_path: Path) -> None:
+        mine = tmp_path / f".net.bin.{os.getpid()}-1.part"
+        assert is_leftover(tmp_path / ".net.bin.999999999-1.part")
+        others = ("net.bin.999999999-1.part", ".net.bin.part", ".net.part", ".a.9-x.part", f".a.{10**30}-1.part")
+        assert not any(is_leftover(path) for path in (mine, *(tmp_path / name for name in others)))
 
     def test_files_are_as_open_as_others(self, tmp_path: Path) -> None:
         (tmp_path / "plain").touch()

@@ -87,9 +87,10 @@ def find(name: str) -> ModelEntry:
     """The entry of a model, by its name or as `module:model`. ConfigError, with the closest names, if there is none."""
     module, is_own, model = name.partition(":")
     if is_own:
-        entries = _own_entries(module)
-        if not entries:
-            raise ConfigError(f"{name}: no file {module}.py with a table ENTRIES, here or on PYTHONPATH")
+        if (file := file_of(module)) is None:
+            raise ConfigError(f"{name}: there is no file {module.replace('.', '/')}.py, here or on PYTHONPATH")
+        if not (entries := read_entries(module, file, OWN_DEFAULTS)):
+            raise ConfigError(f"{name}: {file} has no table ENTRIES; docs/tutorial-own-network.md shows one")
         if model not in entries:
             raise unknown_name(f"model of {module}", model, entries)
         return replace(entries[model], name=name)
@@ -99,20 +100,21 @@ def find(name: str) -> ModelEntry:
 
 
 def is_entry(name: str) -> bool:
-    """Whether `find` knows a name. ConfigError if its file has a table that is wrong."""
-    module, is_own, model = name.partition(":")
-    return model in _own_entries(module) if is_own else name in models()
+    """Whether `find` knows a name; one of a file whose table is wrong is not known."""
+    try:
+        find(name)
+    except ConfigError:
+        return False
+    return True
 
 
-def _own_entries(module: str) -> dict[str, ModelEntry]:
-    """The models of an importable file, none if there is no such file; only what a training needs must be said."""
+def file_of(module: str) -> Path | None:
+    """Source of an importable module; it is not imported, but its parent packages are."""
     try:
         spec = importlib.util.find_spec(module) if module else None
     except Exception:  # whatever the parent package does on import; who imports the module will see it
-        return {}
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        return {}
-    return read_entries(module, Path(spec.origin), OWN_DEFAULTS)
+        return None
+    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 
 
 def read_entries(module: str, path: Path, defaults: Mapping[str, Any] | None = None) -> dict[str, ModelEntry]:
