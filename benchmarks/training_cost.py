@@ -1,16 +1,17 @@
 """What a pruning method adds to a training step, and how long channels take to go, beside peers.
 
-ResNet-20, batches of 128 random pictures, one thread, process CPU time. Every method has the options of its run in
-`benchmarks/methods/experiments.yaml`; its schedule is that of 20 epochs of CIFAR-10.
+ResNet-20, batches of 128 random pictures, one thread, process CPU time, schedules of 20 epochs of CIFAR-10; options are
+`OPTIONS` below.
 
-    train   forward, loss, backward and optimizer step of the prepared copy, the method's loss included, over those of
-            the plain network; networks take turns, and of each the least of several rounds counts
-    step    milliseconds of `pruner.step()`, the mean over the first fifth of the schedule, without training in between;
-            of methods that learn what goes, which need gradients, the mean over the rounds
+    train   forward, loss, backward and optimizer step of the prepared copy at the start of its schedule, the method's
+            loss included, over those of the plain network; networks take turns, and of each the least of several
+            rounds counts
+    step    milliseconds of `pruner.step()`, the mean over the whole schedule, without training in between; of methods
+            that learn what goes, which need gradients, the mean over the rounds
     all     (train + step) over a plain step
 
 The peer is `torch.nn.utils.prune`: L1 over all layers, masks multiplied in before every forward, made anew as often as
-those of gradual magnitude. Channels: half of the inner ones, by L1 norm, from the network to the smaller module, beside
+those of gradual magnitude. Channels: half of each group, by L1 norm, from the network to the smaller module, beside
 `MagnitudePruner` of Torch-Pruning if it is installed (extra `bench`). Ours includes running the smaller module beside
 the masked one, to see that they are equal, which is half of the time; tracing is remembered after the first try.
 
@@ -47,6 +48,7 @@ from workloads.data import ImageData, Preprocessing
 from workloads.models import build, example_input
 
 BATCH, STEPS = 128, 20 * 391
+UPDATES = 100  # of gradual magnitude, by default
 DEVICE = torch.device("cpu")
 OPTIONS: dict[str, dict[str, Any]] = {
     "drop_pruning": {"density": 0.1967, "scope": "global"},
@@ -124,17 +126,16 @@ def pictures() -> ImageData:
 
 
 def started(name: str, net: nn.Module, data: ImageData) -> tuple[Training, float | None]:
-    """A method a fifth into its schedule, and the mean seconds of its steps; None where those need gradients."""
+    """A method at the start, and the mean seconds of its steps; None where those need gradients."""
     cls = method(name)
     given = {**OPTIONS.get(name, BY_MACS if "macs" in cls.options() else {"density": 0.5})}
     given |= {"data": data} if cls.NEEDS_DATA else {}
     make: Any = cls
-    pruner: Pruner = make(net, (example_input("resnet20"),), STEPS, **given)
+    fresh, stepped = (make(net, (example_input("resnet20"),), STEPS, **given) for _ in range(2))
     if cls.IS_LEARNED:
-        return Training(pruner.model, pruner), None
-    count = STEPS // 5
-    took = _seconds(lambda: [pruner.step() for _ in range(count)])
-    return Training(pruner.model, pruner), took / count
+        return Training(fresh.model, fresh), None
+    took = _seconds(lambda: [stepped.step() for _ in range(STEPS)])
+    return Training(fresh.model, fresh), took / STEPS
 
 
 def peer(net: nn.Module) -> tuple[Training, float]:
@@ -147,8 +148,7 @@ def peer(net: nn.Module) -> tuple[Training, float]:
         torch_prune.global_unstructured(layers, torch_prune.L1Unstructured, amount=1 - 0.1967)
 
     took = _seconds(update)
-    phase = (method("gradual_magnitude").options()["end"].default or 0.5) * STEPS
-    return Training(model), took * 100 / phase
+    return Training(model), took * UPDATES / STEPS
 
 
 def price(names: Sequence[str], rounds: int) -> list[Row]:
@@ -178,7 +178,7 @@ def removal(name: str) -> dict[str, float]:
     def ours() -> nn.Module:
         wiring = wire(net, (x,))
         groups = [wiring.analysis.group(group) for group in wiring.prunable]
-        ranking = {group: tuple(map(int, units)) for group, units in rank_units(net, wiring.analysis).items()}
+        ranking = {group: tuple(map(int, units)) for group, units in rank_units(net, wiring.analysis, "l1").items()}
         counts = {group.name: max(group.size // 2, 1) for group in groups if group.name in ranking}
         return make_plan(name, wiring.analysis, counts, ranking, {}).apply(net, (x,))
 
