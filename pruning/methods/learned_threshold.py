@@ -156,7 +156,7 @@ class LearnedThreshold(Pruner):
             `density` lies in mean squares, or 20 where no density is given.
         end: fraction of `total_steps` after which thresholds are frozen.
         granularity: single weights only; taken for the sake of callers that name one.
-        keep: names of layers that stay dense.
+        keep: layers that stay dense, or modules with all their layers.
         prune_first, prune_last: whether the first layer and the classifier are pruned.
         trail: a folder to which the hard-pruned network is written every `interval` optimizer steps until `end`; see
             `pruning.trail`. By default 12 times.

@@ -73,7 +73,7 @@ class NetworkPruningNetwork(Pruner):
         lr: of the heads at first, in the pruner's own Adam; it falls to zero at `end`, along half a cosine.
         bias: logit with which every gate starts.
         smoothing: share of the past in the running average of logits, per step; 0 for this batch alone.
-        keep: names of layers whose output channels all stay.
+        keep: layers whose output channels all stay, or modules.
         seed: of the heads' weights.
 
     Choices. The paper's full text was not available; its abstract fixes the architecture, binary outputs, the goal and
