@@ -43,6 +43,8 @@ test images leave a standard error of {error:.2f} points at 91 %, and of up to {
 networks, the less the more of their errors they share.
 """
 IMAGES = 10_000
+LATER = {"attacked": 0, "unknown": "error"}
+"""Fields that a configuration had not yet when some results were made, and what they stood for then."""
 
 
 def page() -> str:
@@ -67,7 +69,7 @@ def page() -> str:
 def current(run: Run) -> dict[str, Any]:
     """The numbers of a run, which must be of the configuration that the file of experiments asks for."""
     numbers: dict[str, Any] = json.loads(run.result.read_text())
-    asked, made = json.loads(json.dumps(asdict(run.config))), {"attacked": 0, **numbers["config"]}
+    asked, made = json.loads(json.dumps(asdict(run.config))), {**LATER, **numbers["config"]}
     if run.dense_training is not None:
         made["weights"] = asked["weights"]  # the path of the network that was trained first
     if other := sorted(key for key in asked.keys() | made.keys() if asked.get(key) != made.get(key)):
