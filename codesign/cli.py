@@ -34,7 +34,8 @@ app = typer.Typer(
 Model = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="Zoo name, layer graph .json, table:..., layer:..., layers:FILE, or module:function."
+        metavar="MODEL",
+        help="Zoo name, layer graph .json, table:..., layer:..., layers:FILE, my_file:my_net, or a run's folder.",
     ),
 ]
 Weights = Annotated[Path | None, typer.Option(help="Weights to load (.safetensors).", show_default=False)]
@@ -349,7 +350,7 @@ def calibrate(
 def compile_(
     model: Annotated[
         str,
-        typer.Argument(help="Zoo name, my_file:my_net, module:function, or the folder of a codesign prune or trail."),
+        typer.Argument(help="Zoo name, my_file:my_net, module:function, or a finished run's folder."),
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for the compiled network.", show_default=False)] = None,
     weights: Weights = None,

@@ -89,13 +89,14 @@ class Job:
 
     @cached_property
     def dense_model(self) -> nn.Module:
-        from codesign.subject import classes_of
+        from codesign.subject import answering, classes_of
         from pruning.masks import with_masks_in
         from workloads.models import build
 
         weights = Path(self.config.weights) if self.config.weights else None
         classes = classes_of(self.config.data)
         model = build(self.config.model, classes, weights, pretrained=weights is None)
+        model = answering(self.config.model, model, self.images("train").num_classes)
         return model if weights is None else with_masks_in(model, weights)
 
     @cached_property

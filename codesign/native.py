@@ -73,16 +73,8 @@ def _module(model: str, weights: Path | None, pretrained: bool, shape: str | Non
     """A finished module with its name and an example input, by what was typed."""
     if (Path(model) / PLAN).is_file():
         raise ConfigError(f"{model}: is a compiled network already; give codesign run or codesign bench the folder")
-    if not Path(model).is_dir():
-        return (model, *Subject.named(model, weights, pretrained, shape).needs_module("compiling"))
-    if weights or pretrained or shape:
-        raise ConfigError(f"{model}: a folder of codesign prune has its own weights and input; give it alone")
-    from codesign.prune import load_pruned
-    from codesign.study import Study
-    from workloads.models import example_input
-
-    name = str(Study.open(Path(model)).config.get("model", ""))
-    return name, load_pruned(model), example_input(name)
+    subject = Subject.named(model, weights, pretrained, shape)
+    return (subject.name, *subject.needs_module("compiling"))
 
 
 def run_model(

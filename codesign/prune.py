@@ -19,7 +19,7 @@ from accel_models import SimulationResult, Target, target
 from codesign.costs import nonzero_macs
 from codesign.show import console
 from codesign.study import Study, content_hash
-from codesign.subject import classes_of, load_images, lowered, objective_of, own_sources
+from codesign.subject import answering, classes_of, load_images, lowered, objective_of, own_sources
 from workloads.errors import CodesignError, ConfigError, PlanError
 from workloads.store import write_json
 
@@ -273,9 +273,9 @@ def dense_network(config: PruneConfig, images: Mapping[str, Pictures]) -> nn.Mod
     from workloads.models import build
 
     file = Path(config.weights) if config.weights not in ("pretrained", "scratch") else None
-    module = build(
-        config.model, images["train"].num_classes, file, config.seed, pretrained=config.weights == "pretrained"
-    )
+    classes = images["train"].num_classes
+    module = build(config.model, classes, file, config.seed, pretrained=config.weights == "pretrained")
+    module = answering(config.model, module, classes)
     return module if file is None else with_masks_in(module, file)
 
 

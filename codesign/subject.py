@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import math
@@ -10,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from codesign.study import content_hash
 from workloads.errors import ConfigError, unknown_name
 from workloads.graph import LayerGraph
 
@@ -52,12 +52,17 @@ class Subject:
         """Find a subject by what was typed.
 
         Raises:
-            ConfigError: unknown name, unreadable graph, module that cannot be imported or made, wrong --input.
+            ConfigError: unknown name, unreadable graph, folder without a finished run, module that cannot be imported
+                or made, wrong --input.
         """
         from workloads.models import build, example_input, is_entry
 
         unknown = checked_unknown(on_unknown)
         is_written = name.startswith(("table:", "layer:", "layers:"))
+        if (Path(name) / "config.json").is_file():
+            if weights or pretrained or shape:
+                raise ConfigError(f"{name}: a finished run has its own weights and input; give the folder alone")
+            return cls(*_finished(Path(name)), on_unknown=unknown)
         is_known = not name.endswith(".json") and not is_written and is_entry(name)
         if shape is not None and (is_written or is_known or ":" not in name):
             raise ConfigError(f"{name}: has an input shape of its own; --input goes with package.module:function")
@@ -138,6 +143,19 @@ def _imported(name: str, weights: Path | None, shape: str | None, on_unknown: Li
 
         load_weights(model, weights)
     return Subject(name, model.eval(), example, on_unknown=on_unknown)
+
+
+def _finished(folder: Path) -> tuple[str, nn.Module, Tensor]:
+    """The network that a run left in its folder, with its name and an example input."""
+    from codesign.job import load_outcome
+    from codesign.prune import load_pruned
+    from codesign.study import Study
+    from workloads.models import example_input
+
+    config = Study.open(folder).config
+    is_search = config.get("command", "search") == "search"
+    module = load_outcome(folder).model if is_search else load_pruned(folder)
+    return str(config["model"]), module, example_input(config["model"])
 
 
 def _no_entry(name: str) -> str:
@@ -224,17 +242,47 @@ def checked_unknown(text: str) -> Literal["error", "vector"]:
     return cast(Literal["error", "vector"], text)
 
 
+def answering(model: str, net: nn.Module, classes: int) -> nn.Module:
+    """A classifier, seen to give one logit a class.
+
+    Raises:
+        ConfigError: it takes or gives anything else.
+    """
+    import torch
+
+    from workloads.models import example_input, find
+
+    if find(model).task != "classification":
+        return net
+    wanted = f"must give one tensor of (pictures, {classes} classes) for one of {(1, *find(model).input_shape)}"
+    was_training = net.training
+    try:
+        with torch.no_grad():
+            found = net.eval()(example_input(model))
+    except Exception as error:
+        raised = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{model}: {wanted}, but raised {raised}; --debug shows where") from error
+    finally:
+        net.train(was_training)
+    if not isinstance(found, torch.Tensor) or tuple(found.shape) != (1, classes):
+        shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+        raise ConfigError(f"{model}: {wanted}, gave {shape}")
+    return net
+
+
 def own_sources(model: str, data: str) -> dict[str, str]:
     """SHA-256 of the file of a model of one's own and of data of one's own, by what they are; {} for known names.
 
-    A study is of what they hold, not of their names. Of a model it is its own file; what that imports does not count.
+    A study is of what they hold, not of their names. Of a model it is the code of its own file, without comments; what
+    that imports does not count.
     """
     found = {}
     if ":" in model:
         from workloads.models.registry import file_of
 
         if file := file_of(model.partition(":")[0]):
-            found["model_sha256"] = content_hash(file)
+            code = ast.dump(ast.parse(file.read_text(encoding="utf-8")))
+            found["model_sha256"] = hashlib.sha256(code.encode()).hexdigest()
     if ":" in data:
         from workloads.data import find, load
 

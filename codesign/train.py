@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from codesign.show import console
-from codesign.subject import load_images, objective_of
+from codesign.subject import answering, load_images, objective_of
 from workloads.errors import ConfigError
 
 
@@ -45,7 +45,8 @@ def train_model(
     if epochs < 1:
         raise ConfigError("--epochs 0: training needs at least one")
     images, objective = load_images(name, data), objective_of(name)
-    model = build(name, num_classes=images["train"].num_classes, weights=weights, seed=seed)
+    classes = images["train"].num_classes
+    model = answering(name, build(name, num_classes=classes, weights=weights, seed=seed), classes)
     if weights is not None:
         model = with_masks_in(model, weights)
     checkpoint = out.with_suffix(".training.pt")

@@ -11,11 +11,14 @@ from __future__ import annotations
 import copy
 import math
 import time
+import warnings
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -161,6 +164,7 @@ class _Settings:
     seed: int
     precision: str
     images: int
+    content: int
     distillation: Mapping[str, float] | None
 
     def __post_init__(self) -> None:
@@ -230,7 +234,7 @@ def fit(
     distillation = distillation or Distillation()
     settings = _Settings(
         epochs, lr, batch_size, momentum, weight_decay, warmup, label_smoothing, augment, seed,
-        pick_precision(precision, where), len(data), None if teacher is None else asdict(distillation),
+        pick_precision(precision, where), len(data), _content(data), None if teacher is None else asdict(distillation),
     )  # fmt: skip
     if pruner is not None and pruner.model is not model:
         raise ConfigError("fit with a pruner trains the pruner's own copy; call fit(pruner.model, ..., pruner=pruner)")
@@ -249,6 +253,15 @@ def fit(
             if checkpoint is not None:
                 checkpoints.save(run.state(), checkpoint)
     return run.finish()
+
+
+def _content(data: Pictures) -> int:
+    """A checksum of pictures and what they are; 0 of data that are no arrays."""
+    found = 0
+    for name in ("images", "labels", "targets"):
+        if isinstance(array := getattr(data, name, None), np.ndarray):
+            found = zlib.crc32(np.ascontiguousarray(array).data, found)
+    return found
 
 
 class _Run:
@@ -361,6 +374,9 @@ class _Run:
         if self.best is not None:
             self.model.load_state_dict(self.best)
         self.model.to(self.home, memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+        if (pruner := self.pruner) is not None and not pruner.is_settled and pruner.steps_done < pruner.total_steps:
+            made = f"{pruner.steps_done:,} of the {pruner.total_steps:,} steps that {pruner.name} was made for"
+            warnings.warn(f"training ended after {made}: it has not removed all that it was asked to", stacklevel=3)
         return FitResult(tuple(self.history), self.best_epoch, str(self.device), self.settings.precision)
 
     # ---- going on after a stop ---------------------------------------------------------------------------------------

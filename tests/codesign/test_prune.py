@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from codesign import prune, prune_report
 from codesign.cli import app
 from codesign.prune import PruneConfig, PruneOutcome, load_pruned, parse_options
 from codesign.prune_report import report
-from codesign.subject import load_split, objective_of
+from codesign.subject import Subject, load_split, objective_of
 from pruning import masks, shrink, training
 from pruning.evaluation import accuracy
 from pruning.layers import WEIGHTED
@@ -444,3 +445,42 @@ def test_a_network_of_ones_own_that_changed_is_another_study(own: PruneConfig, t
     (tmp_path / "tests_own_net.py").write_text(OWN.replace("nn.ReLU(), nn.Conv2d", "nn.Tanh(), nn.Conv2d"))
     with pytest.raises(ConfigError, match="holds a study with model_sha256"):
         prune.run(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return x, x", r"must give one tensor of \(pictures, 10 classes\) for one of \(1, 1, 8, 8\), gave tuple"),
+        ("return x.flatten(1)[:, :9]", r"gave \(1, 9\)"),
+        ("return x + y", "but raised TypeError: .*'y'; --debug shows where"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "prune", "search"])
+def test_networks_that_do_not_classify_are_refused_before_training(  # type: ignore[no-untyped-def]
+    own: PruneConfig, tmp_path: Path, monkeypatch, command, body, message
+) -> None:
+    forward = f"class Net(nn.Module):\n    def forward(self, x{', y' * ('y' in body)}):\n        {body}\n"
+    head = 'from torch import nn\nENTRIES = {"net": {"input_shape": (1, 8, 8), "num_classes": 10}}\n'
+    (tmp_path / "tests_own_net.py").write_text(f"{head}{forward}def create(num_classes):\n    return Net()\n")
+    words = {
+        "train": ["--out", str(tmp_path / "w.safetensors")],
+        "prune": ["--scratch", "--method", "random", "--out", str(tmp_path / "run")],
+        "search": ["--target", "ideal", "--budget", "latency=0.7x", "--weights", str(tmp_path / "no.safetensors")],
+    }[command]
+    if command == "search":
+        save_weights(nn.Module(), tmp_path / "no.safetensors")
+        words += ["--out", str(tmp_path / "run")]
+    shown = CliRunner().invoke(app, [command, own.model, "--data", "digits", *words])
+    assert isinstance(shown.exception, ConfigError), shown.exception
+    assert re.search(message, str(shown.exception))
+
+
+def test_a_finished_run_is_priced_on_another_machine(folder: Path) -> None:
+    shown = CliRunner().invoke(app, ["simulate", str(folder), "--target", "eyeriss_v2"])
+    assert shown.exit_code == 0
+    subject = Subject.named(str(folder))
+    assert subject.name == "digits_cnn"
+    small, dense = subject.graph, lower(build("digits_cnn"), example_input("digits_cnn"))
+    assert target("eyeriss_v2").simulate(small).latency_s < target("eyeriss_v2").simulate(dense).latency_s
+    shown = CliRunner().invoke(app, ["simulate", str(folder), "--target", "ideal", "--input", "1,1,8,8"])
+    assert "a finished run has its own weights and input" in str(shown.exception)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import warnings
 
 import pytest
 import torch
@@ -270,6 +271,23 @@ class TestResume:
             quick(build("digits_cnn"), train, checkpoint=file, **options)
         with pytest.raises(ConfigError, match="holds another model"):
             quick(build("resnet8").apply(lambda _: None), train, checkpoint=file)
+
+    @pytest.mark.parametrize("field", ["images", "labels"])
+    def test_other_data_are_refused(self, train, tmp_path, field):
+        file, other = tmp_path / "state.pt", getattr(train, field).copy()
+        quick(build("digits_cnn"), train, epochs=1, checkpoint=file)
+        other[0] = other[0] ^ 1
+        with pytest.raises(ConfigError, match=r"was made with content = \d+, now \d+"):
+            quick(build("digits_cnn"), dataclasses.replace(train, **{field: other}), epochs=1, checkpoint=file)
+
+    def test_a_schedule_that_is_cut_short_is_said(self, train):
+        pruner = GradualMagnitude(build("digits_cnn"), (example_input("digits_cnn"),), 1000, density=0.1)
+        with pytest.warns(UserWarning, match=r"training ended after \d+ of the 1,000 steps that gradual_magnitude"):
+            quick(pruner.model, train, epochs=1, pruner=pruner)
+        whole = GradualMagnitude(build("digits_cnn"), (example_input("digits_cnn"),), pruner.steps_done, density=0.1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            quick(whole.model, train, epochs=1, pruner=whole)
 
     def test_other_options_of_the_method_are_refused(self, train, tmp_path):
         file, example = tmp_path / "state.pt", (example_input("digits_cnn"),)

@@ -1,10 +1,12 @@
 """Data sets: the contract of each, fixed splits, batches, and files that are missing, cut, altered or fetched."""
 
+import dataclasses
 import gzip
 import hashlib
 import importlib.metadata
 import importlib.util
 import io
+import re
 import subprocess
 import sys
 import tarfile
@@ -319,6 +321,60 @@ class TestLoad:
     def test_a_reader_that_breaks_its_promise(self, images, labels, message):
         with pytest.raises(DataError, match=message):
             data.load(tiny_set((), lambda root, part: (images, labels)), "train")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("image_shape", (4, 32), "must be (channels, height, width)"),
+        ("image_shape", (1, 2, -2), "must be (channels, height, width)"),
+        ("image_shape", [1, 2, 2], "must be (channels, height, width)"),
+        ("num_classes", "3", "must be a whole number of at least 1"),
+        ("num_classes", 0, "must be a whole number of at least 1"),
+        ("preprocessing", None, "must be a Preprocessing"),
+        ("read", None, "must be a function"),
+        ("files", None, "must have a key 'test'"),
+        ("files", {"train": ()}, "must have a key 'test'"),
+        ("files", {"test": (), "heldout": ()}, "must have a key 'test'"),
+        ("heldout", 0, "must be a whole number of at least 1: choices are made on pictures held out"),
+        ("heldout", -5, "must be a whole number of at least 1"),
+        ("heldout", 0.2, "must be a whole number of at least 1"),
+    ],
+)
+def test_wrong_fields_of_a_data_set_are_named(field, value, allowed):
+    with pytest.raises(ConfigError, match=re.escape(f"data set 'tiny': {field} {value!r}, {allowed}")):
+        dataclasses.replace(tiny_set((), read_tiny), **{field: value})
+    assert dataclasses.replace(tiny_set((), read_tiny), files={"test": ()}, heldout=0).splits == ("test",)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ([1, 2], "reading train must answer two NumPy arrays"),
+        (None, "reading train must answer two NumPy arrays"),
+        (np.zeros(3), "reading train must answer two NumPy arrays"),
+        ((np.zeros((0, 1, 2, 2), np.uint8), np.zeros(0, np.int64)), "its train part has no picture"),
+        (ValueError("torn"), "reading train raised ValueError: torn"),
+        (SystemExit(0), "reading train raised SystemExit: 0"),
+    ],
+)
+def test_what_a_reader_answers_is_checked(answer, message):
+    def read(root, part):
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    with pytest.raises(DataError, match=f"^tiny: {message}"):
+        data.load(tiny_set((), read), "train")
+
+
+def test_few_test_pictures_are_enough():
+    many, few = (np.zeros((n, 1, 2, 2), np.uint8) for n in (4, 1))
+    labels = np.array([0, 1, 0, 1])
+    found = tiny_set((), lambda root, part: (many, labels) if part == "train" else (few, labels[:1]))
+    assert len(data.load(found, "test")) == 1
+    with pytest.raises(DataError, match="tiny: 1 training pictures, but 1 are to be held out"):
+        data.load(tiny_set((), lambda root, part: (few, labels[:1])), "train")
 
 
 class TestEntryPoints:

@@ -319,15 +319,51 @@ class TestRegistry:
         assert "my_own_file:net" not in models()
 
     @pytest.mark.parametrize(
+        ("body", "message"),
+        [
+            ("def create(n): raise ValueError('no')", r"my_bad_file:net: create\(3\) raised ValueError: no; --debug"),
+            ("def create(n): exit(0)", r"my_bad_file:net: create\(3\) raised SystemExit: 0"),
+            ("def make(n): pass", r"create\(3\) raised AttributeError: .*no attribute 'create'"),
+            ("def create(n): return None", r"create\(\) returned NoneType, must return a torch.nn.Module"),
+            ("raise RuntimeError('boom')", r"create\(3\) raised RuntimeError: boom"),
+        ],
+    )
+    def test_a_file_of_ones_own_that_fails(self, tmp_path, monkeypatch, body, message):
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "my_bad_file", raising=False)
+        entries = "ENTRIES = {'net': {'input_shape': (1, 2, 2), 'num_classes': 3}}"
+        (tmp_path / "my_bad_file.py").write_text(f"{entries}\n{body}\n")
+        importlib.invalidate_caches()
+        with pytest.raises(ConfigError, match=message):
+            build("my_bad_file:net")
+        sys.modules.pop("my_bad_file", None)
+
+    @pytest.mark.parametrize(
+        ("field", "value", "message"),
+        [
+            ("input_shape", 10, "input_shape 10, must be a tuple"),
+            ("input_shape", (3, 16, -16), "must be a tuple"),
+            ("input_shape", (10.0,), "must be a tuple"),
+            ("num_classes", "3", "num_classes '3', must be a whole number"),
+        ],
+    )
+    def test_fields_of_an_entry_are_checked(self, tmp_path, monkeypatch, field, value, message):
+        monkeypatch.syspath_prepend(tmp_path)
+        fields = {"input_shape": (1, 2, 2), "num_classes": 3, field: value}
+        (tmp_path / "my_bad_file.py").write_text(f"ENTRIES = {{'net': {fields!r}}}")
+        with pytest.raises(ConfigError, match=message):
+            find("my_bad_file:net")
+
+    @pytest.mark.parametrize(
         ("name", "message"),
         [
             ("my_own_file:nett", "unknown model of my_own_file 'nett'; did you mean 'net'"),
             ("my_own_file:plain", "unknown model of my_own_file 'plain'"),
-            ("my_empty_file:net", "my_empty_file:net: no file my_empty_file.py with a table ENTRIES"),
-            ("no_such_module_here:net", "no_such_module_here:net: no file"),
-            ("no_such_package_here.module:net", "no_such_package_here.module:net: no file"),
-            (":net", ":net: no file"),
-            ("sys:net", "sys:net: no file"),
+            ("my_empty_file:net", "my_empty_file:net: .*my_empty_file.py has no table ENTRIES"),
+            ("no_such_module_here:net", "no_such_module_here:net: there is no file"),
+            ("no_such_package_here.module:net", "no_such_package_here.module:net: there is no file"),
+            (":net", ":net: there is no file"),
+            ("sys:net", "sys:net: there is no file"),
             ("my_bad_file:net", "my_bad_file.py: ENTRIES must be a literal table.*'net' lacks the field 'input_shape'"),
         ],
     )

@@ -25,7 +25,7 @@ import numpy as np
 from workloads.data.images import Augmentation, ImageData, Preprocessing
 from workloads.data.sets import DataSet, Part, split_indices
 from workloads.data.store import DataFile, data_root, locate
-from workloads.errors import ConfigError, DataError, unknown_name
+from workloads.errors import CodesignError, ConfigError, DataError, unknown_name
 
 __all__ = ["Augmentation", "DataFile", "DataSet", "ImageData", "Preprocessing", "data_root", "data_sets", "load"]
 
@@ -90,8 +90,8 @@ def _read(data_set: DataSet, split: str, preprocessing: Preprocessing, root: Pat
     part: Part = "test" if split == "test" else "train"
     known = list(dict.fromkeys(file for files in data_set.files.values() for file in files))
     folder = locate(data_set.name, data_set.files[part], known, root) if known else Path()
-    images, labels = data_set.read(folder, part)
-    _check_contract(data_set, images, labels)
+    images, labels = _arrays(data_set, folder, part)
+    _check_contract(data_set, images, labels, part)
     indices = split_indices(data_set, split, labels)
     whole = len(indices) == len(labels)
     return ImageData(
@@ -107,22 +107,37 @@ def _read(data_set: DataSet, split: str, preprocessing: Preprocessing, root: Pat
     )
 
 
-def _check_contract(data_set: DataSet, images: np.ndarray, labels: np.ndarray) -> None:
+def _arrays(data_set: DataSet, folder: Path, part: Part) -> tuple[np.ndarray, np.ndarray]:
+    """What the reader answers, if that is two arrays."""
+    try:
+        found = data_set.read(folder, part)
+    except (CodesignError, OSError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # third parties write readers too, and some exit
+        raise DataError(f"{data_set.name}: reading {part} raised {type(error).__name__}: {error}") from error
+    if not (isinstance(found, tuple) and len(found) == 2 and all(isinstance(each, np.ndarray) for each in found)):
+        raise DataError(f"{data_set.name}: reading {part} must answer two NumPy arrays, pictures and labels")
+    if not found[0].size:
+        raise DataError(f"{data_set.name}: its {part} part has no picture")
+    return found
+
+
+def _check_contract(data_set: DataSet, images: np.ndarray, labels: np.ndarray, part: Part) -> None:
     """A reader's answer must be what `DataSet` promises; third parties write readers too."""
     if images.dtype != np.uint8 or images.shape[1:] != data_set.image_shape or labels.shape != images.shape[:1]:
         found = f"{images.dtype} {images.shape} and labels {labels.shape}"
         raise DataError(f"{data_set.name}: read {found}, needs uint8 pictures of {data_set.image_shape}, a label each")
     if labels.dtype != np.int64 or labels.min() < 0 or labels.max() >= data_set.num_classes:
         raise DataError(f"{data_set.name}: labels must be int64 from 0 to {data_set.num_classes - 1}")
-    if len(labels) <= data_set.heldout:
+    if part == "train" and len(labels) <= data_set.heldout:
         raise DataError(f"{data_set.name}: {len(labels)} training pictures, but {data_set.heldout} are to be held out")
 
 
 def _imported(point: importlib.metadata.EntryPoint, who: str) -> DataSet:
     try:
         data_set = point.load()
-    except Exception as error:
-        raise ConfigError(f"{who} fails ({error})") from error
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"{who} fails ({type(error).__name__}: {error})") from error
     if not isinstance(data_set, DataSet):
         raise ConfigError(f"{who} is not a DataSet")
     return data_set

@@ -16,6 +16,7 @@ import numpy as np
 
 from workloads.data.images import Augmentation, Preprocessing
 from workloads.data.store import DataFile
+from workloads.errors import ConfigError
 
 Part = Literal["train", "test"]
 Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 (n, c, h, w), labels int64 (n,)
@@ -33,7 +34,7 @@ class DataSet:
         preprocessing: the usual normalisation; a model may bring its own.
         read: (root, part) -> (images, labels) of a published part, in published order.
         files: the files of each published part; () where the data come with a package.
-        heldout: pictures taken out of the training part; 0 where there is no training part.
+        heldout: pictures taken out of the training part, at least one; 0 where there is no training part.
         augmentation: what training may do to a picture without changing its label.
         classes: names of the classes; () where they are too many to list.
         seed: of the permutation that chooses the held-out pictures. Part of the data set: never change it.
@@ -50,6 +51,25 @@ class DataSet:
     augmentation: Augmentation = field(default_factory=Augmentation)
     classes: tuple[str, ...] = ()
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        shape, files = self.image_shape, self.files
+        if not (isinstance(shape, tuple) and len(shape) == 3 and all(type(size) is int and size > 0 for size in shape)):
+            raise self._wrong("image_shape", "must be (channels, height, width)")
+        if type(self.num_classes) is not int or self.num_classes < 1:
+            raise self._wrong("num_classes", "must be a whole number of at least 1")
+        if not isinstance(self.preprocessing, Preprocessing):
+            raise self._wrong("preprocessing", "must be a Preprocessing")
+        if not callable(self.read):
+            raise self._wrong("read", "must be a function (folder, part) -> (images, labels)")
+        if not isinstance(files, dict) or not {"test"} <= set(files) <= {"train", "test"}:
+            raise self._wrong("files", "must have a key 'test', and 'train' if there is a training part")
+        if "train" in files and (type(self.heldout) is not int or self.heldout < 1):
+            reason = "choices are made on pictures held out of the training part"
+            raise self._wrong("heldout", f"must be a whole number of at least 1: {reason}")
+
+    def _wrong(self, field: str, allowed: str) -> ConfigError:
+        return ConfigError(f"data set {self.name!r}: {field} {getattr(self, field)!r}, {allowed}")
 
     @property
     def splits(self) -> tuple[str, ...]:

@@ -57,13 +57,30 @@ def build(
         raise ConfigError(f"{name!r}: give a weights file or pretrained=True, not both")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        model: nn.Module = importlib.import_module(entry.module).create(classes, **{**entry.options, **(options or {})})
+        model = _created(entry, classes, {**entry.options, **(options or {})})
     file = pretrained_path(name) if pretrained else weights
     if file is not None:
         from workloads.models.weights import load_weights
 
         load_weights(model, Path(file))
     return model.eval()
+
+
+def _created(entry: ModelEntry, classes: int, options: Mapping[str, Any]) -> nn.Module:
+    """What the file of an entry makes; a file of one's own may do anything."""
+    from torch import nn
+
+    if ":" not in entry.name:
+        made: nn.Module = importlib.import_module(entry.module).create(classes, **options)
+        return made
+    try:
+        own = importlib.import_module(entry.module).create(classes, **options)
+    except (Exception, SystemExit) as error:
+        raised = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{entry.name}: create({classes}) raised {raised}; --debug shows where") from error
+    if not isinstance(own, nn.Module):
+        raise ConfigError(f"{entry.name}: create() returned {type(own).__name__}, must return a torch.nn.Module")
+    return own
 
 
 def pretrained_path(name: str) -> Path:

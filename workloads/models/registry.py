@@ -149,6 +149,11 @@ def _entry(name: str, module: str, fields: dict[str, Any]) -> ModelEntry:
         raise ValueError(f"{name!r} has the unknown field {min(unknown)!r}")
     if missing := NEEDED_FIELDS - fields.keys():
         raise ValueError(f"{name!r} lacks the field {min(missing)!r}")
+    shape, classes = fields["input_shape"], fields["num_classes"]
+    if not (isinstance(shape, tuple) and shape and all(type(size) is int and size > 0 for size in shape)):
+        raise ValueError(f"{name!r} has input_shape {shape!r}, must be a tuple of whole numbers above 0")
+    if type(classes) is not int or classes < 1:
+        raise ValueError(f"{name!r} has num_classes {classes!r}, must be a whole number of at least 1")
     if (preprocessing := fields.pop("preprocessing", None)) is not None:
         fields["preprocessing"] = Preprocessing(**preprocessing)
     return ModelEntry(name=name, module=module, **fields)
