@@ -33,7 +33,7 @@ def report(config: PruneConfig, outcome: PruneOutcome, folder: Path, made: str =
     int8 = "" if outcome.int8_test is None else f"test {metric} in int8: {outcome.int8_test:.2%}"
     if int8:
         screen.print(f"{int8} (post-training), on {', '.join(n for n in outcome.priced if is_int8(target(n)))}")
-    removed = f"{outcome.removed_channels:,} of {outcome.channels:,} channels removed" if outcome.channels else ""
+    removed = f"{outcome.removed_channels:,} of {outcome.channels:,} channel units removed" if outcome.channels else ""
     if removed:
         screen.print(removed)
     for name, row in outcome.robust.items():

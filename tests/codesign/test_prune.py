@@ -110,8 +110,8 @@ def test_channels_without_effect_are_removed_from_what_is_stored_tested_and_pric
         192,
     )  # half of 32 and 32 of the first block, 64 and 64 of the second
     report(config, found, folder)
-    assert "96 of 192 channels removed" in capsys.readouterr().out
-    assert "96 of 192 channels removed" in (folder / "report.html").read_text()
+    assert "96 of 192 channel units removed" in capsys.readouterr().out
+    assert "96 of 192 channel units removed" in (folder / "report.html").read_text()
 
 
 def test_a_network_that_cannot_lose_dead_channels_keeps_its_result(capsys, monkeypatch) -> None:  # type: ignore[no-untyped-def]
