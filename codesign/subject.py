@@ -59,11 +59,11 @@ class Subject:
 
         unknown = checked_unknown(on_unknown)
         is_written = name.startswith(("table:", "layer:", "layers:"))
-        if (Path(name) / "config.json").is_file():
+        is_known = not name.endswith(".json") and not is_written and is_entry(name)
+        if not is_known and not is_written and (Path(name) / "config.json").is_file():
             if weights or pretrained or shape:
                 raise ConfigError(f"{name}: a finished run has its own weights and input; give the folder alone")
             return cls(*_finished(Path(name)), on_unknown=unknown)
-        is_known = not name.endswith(".json") and not is_written and is_entry(name)
         if shape is not None and (is_written or is_known or ":" not in name):
             raise ConfigError(f"{name}: has an input shape of its own; --input goes with package.module:function")
         if (name.endswith(".json") or is_written) and (weights or pretrained):

@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -484,3 +485,12 @@ def test_a_finished_run_is_priced_on_another_machine(folder: Path) -> None:
     assert target("eyeriss_v2").simulate(small).latency_s < target("eyeriss_v2").simulate(dense).latency_s
     shown = CliRunner().invoke(app, ["simulate", str(folder), "--target", "ideal", "--input", "1,1,8,8"])
     assert "a finished run has its own weights and input" in str(shown.exception)
+
+
+def test_a_folder_is_not_taken_for_a_network_of_its_name(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder, tmp_path / "resnet8")
+    monkeypatch.chdir(tmp_path)
+    assert Subject.named("resnet8").graph.name == "resnet8"
+    assert Subject.named("./resnet8").name == "digits_cnn"

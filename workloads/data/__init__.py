@@ -111,9 +111,9 @@ def _arrays(data_set: DataSet, folder: Path, part: Part) -> tuple[np.ndarray, np
     """What the reader answers, if that is two arrays."""
     try:
         found = data_set.read(folder, part)
-    except (CodesignError, OSError, KeyboardInterrupt):
+    except (CodesignError, OSError):
         raise
-    except BaseException as error:  # third parties write readers too, and some exit
+    except (Exception, SystemExit) as error:  # third parties write readers too
         raise DataError(f"{data_set.name}: reading {part} raised {type(error).__name__}: {error}") from error
     if not (isinstance(found, tuple) and len(found) == 2 and all(isinstance(each, np.ndarray) for each in found)):
         raise DataError(f"{data_set.name}: reading {part} must answer two NumPy arrays, pictures and labels")
