@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     from workloads.sparsity import WeightSparsity
 
 
+LATER = {"front": ("budgets", "generations"), "pick": ("measured",), "finetune": ("epochs", "rate")}
+"""By phase what it is the first to depend on: a budget that nothing keeps is raised without measuring anew."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a finished search gives.
@@ -71,7 +75,7 @@ def run(config: SearchConfig, folder: Path, *, device: str = "auto", overwrite: 
         CodesignError: bad names, data, weights, folder, or a budget that no candidate keeps.
     """
     check(config, device)
-    study = Study.create(folder, study_config(config), overwrite)
+    study = Study.create(folder, study_config(config), overwrite, LATER)
     return Job(config, study, device, console()).run()
 
 

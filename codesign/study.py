@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,11 +29,14 @@ class Study:
     config: Mapping[str, Any]
 
     @classmethod
-    def create(cls, folder: Path, config: Mapping[str, Any], overwrite: bool = False) -> Study:
+    def create(
+        cls, folder: Path, config: Mapping[str, Any], overwrite: bool = False, later: Mapping[str, Collection[str]] = {}
+    ) -> Study:
         """Start a study, or resume the one of the same configuration. One without any result is replaced.
 
         Args:
             overwrite: start anew in the folder of another study; a folder that holds none is never cleared.
+            later: what matters from a phase on: until that phase is finished the study goes on with other values.
 
         Raises:
             ConfigError, DataError: the folder cannot be written, or holds another study or other files.
@@ -50,7 +53,10 @@ class Study:
                 _clear(folder)
                 write_json(path, dict(config))
             elif _is_started(folder):
-                _check_same(path, config)
+                ahead = [phase for phase in later if not (folder / f"{phase}.json").exists()]
+                _check_same(path, config, {key for phase in ahead for key in later[phase]})
+                if ahead:
+                    write_json(path, dict(config))
             else:  # an earlier attempt failed before anything was computed
                 _stored(path)
                 write_json(path, dict(config))
@@ -127,10 +133,10 @@ def _leftovers(folder: Path) -> set[Path]:
     return {*filter(is_leftover, folder.glob(".*.part"))}
 
 
-def _check_same(path: Path, config: Mapping[str, Any]) -> None:
+def _check_same(path: Path, config: Mapping[str, Any], but: Collection[str]) -> None:
     stored = _stored(path)
     given = json.loads(json.dumps(config))
-    for key in sorted(set(stored) | set(given)):
+    for key in sorted((set(stored) | set(given)) - set(but)):
         if stored.get(key) != given.get(key):
             raise ConfigError(
                 f"{path}: holds a study with {key}={stored.get(key)!r}, asked for {given.get(key)!r}; "

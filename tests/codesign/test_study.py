@@ -99,6 +99,22 @@ class TestOneConfiguration:
         with pytest.raises(ConfigError, match=r"rate=0.1, asked for None"):
             Study.create(tmp_path, CONFIG)
 
+    def test_what_matters_later_may_still_change(self, tmp_path: Path) -> None:
+        later = {"front": ("budgets",), "finetune": ("epochs",)}
+        first = {**CONFIG, "epochs": 1}
+        run_phase(Study.create(tmp_path, first, later=later), "sensitivity", Counted((1,)))
+        raised = {**first, "budgets": ["latency=0.9x"], "epochs": 2}
+        study = Study.create(tmp_path, raised, later=later)
+        assert Study.open(tmp_path).config == raised
+        assert run_phase(study, "sensitivity", Counted((9,))) == (1,)
+        run_phase(study, "front", Counted((2,)))
+        with pytest.raises(ConfigError, match="holds a study with budgets"):
+            Study.create(tmp_path, {**raised, "budgets": ["latency=0.5x"]}, later=later)
+        with pytest.raises(ConfigError, match="holds a study with seed"):
+            Study.create(tmp_path, {**raised, "seed": 7}, later=later)
+        Study.create(tmp_path, {**raised, "epochs": 3}, later=later)
+        assert Study.open(tmp_path).config["epochs"] == 3
+
     def test_order_and_tuples_do_not_matter(self, tmp_path: Path) -> None:
         Study.create(tmp_path, CONFIG)
         Study.create(tmp_path, dict(reversed(CONFIG.items())) | {"budgets": ["latency=0.6x"]})
