@@ -222,18 +222,23 @@ def _twin(model: nn.Module) -> nn.Module:
         raise LoweringError(f"{found}; a copy is traced, so keep locks, files and the like out of modules") from error
 
 
+TALKERS = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
+"""Loggers of torch that print a traceback of an exception that they raise too."""
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without what torch prints on the way to an exception: the exception says it."""
-    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    loggers = {logging.getLogger(name): logging.getLogger(name).level for name in TALKERS}
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in loggers.items():
+            logger.setLevel(level)
 
 
 def _where(twin: nn.Module, error: BaseException) -> str:

@@ -3,6 +3,8 @@
 import contextlib
 import copy
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -456,6 +458,17 @@ class TestBadInput:
         with one_line(capfd, "Sequential cannot be traced", "(2, 6, 8, 8)", "'1.0' (Conv2d)", "5 channels") as caught:
             lower(net, X)
         assert caught.value.__cause__ is not None
+
+    def test_wrong_size_of_a_linear_layer(self):
+        """In a process of its own: under pytest torch's loggers print elsewhere."""
+        code = (
+            "import torch; from torch import nn; from workloads.lowering import lower\n"
+            "try: lower(nn.Sequential(nn.Flatten(), nn.Linear(10, 4)), torch.zeros(1, 1, 16, 16))\n"
+            "except Exception as error: print(error)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert "in '1' (Linear)" in done.stdout
+        assert done.stderr == ""
 
     @pytest.mark.parametrize("given", [(), (3,), "x", [X, None]])
     def test_no_tensors(self, given):
