@@ -172,7 +172,7 @@ def price(names: Sequence[str], rounds: int) -> list[Row]:
 
 
 def removal(name: str) -> dict[str, float]:
-    """CPU seconds from a network to one with half of its inner channels, by tool; the least of three."""
+    """CPU seconds from a network to one with half of the channels of each group, by tool; the least of three."""
     net, x = build(name), example_input(name)
 
     def ours() -> nn.Module:

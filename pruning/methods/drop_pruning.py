@@ -196,7 +196,6 @@ class DropPruning(MaskPruner):
         for pool in self.pools:
             self._check(pool)
         self.attach_dense()
-        masks.set_masks(self.model, {name: ~zeros for name, zeros in self.gone.items()})
         self.resting = {n: masks.dense_weight(self.model, n).clone() for n in self.names} if recover == "last" else {}
 
     @property
@@ -297,9 +296,8 @@ class DropPruning(MaskPruner):
     def _pool(self, names: Sequence[str], density: float, p_in: float | None, layer_floor: float) -> Pool:
         whole = [masks.dense_weight(self.model, name).numel() for name in names]
         sizes = [self._of_pool(name, masks.dense_weight(self.model, name)).numel() for name in names]
-        floors = [
-            min(size, max(1, math.floor(layer_floor * density * all_))) for size, all_ in zip(sizes, whole, strict=True)
-        ]
+        wanted = [max(1, math.floor(layer_floor * density * size)) for size in whole]
+        floors = [min(size, floor) for size, floor in zip(sizes, wanted, strict=True)]
         target = min(max(kept_count(sum(whole), density), sum(floors)), sum(sizes))
         fixed = drop_in_probability(min(target / sum(sizes), 1 - 1e-9), self.rho, self.p_out)
         if p_in is None and fixed > 1 and target < sum(sizes):
