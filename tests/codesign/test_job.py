@@ -413,6 +413,18 @@ class TestResume:
         assert len(epochs) == 1
         assert again.accuracies == finished.accuracies
 
+    def test_another_budget_before_the_front_measures_nothing_anew(
+        self, finished: Outcome, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = copy_of(finished.folder, tmp_path)
+        for path in folder.glob("*"):
+            if path.is_file() and path.name not in ("config.json", "sensitivity.json"):
+                path.unlink()
+        forbid(monkeypatch, "pruning.sensitivity.measure")
+        again = run(config_of(trained, budgets=("latency=0.8x",), epochs=0), folder, device="cpu")
+        assert again.met
+        assert again.pruned.latency_s > finished.pruned.latency_s
+
     def test_another_configuration_is_refused(self, finished: Outcome, trained: Path) -> None:
         before = {path: path.read_bytes() for path in finished.folder.glob("*.json")}
         with pytest.raises(ConfigError, match="holds a study with epochs=2, asked for 3; choose another --out"):

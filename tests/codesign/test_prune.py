@@ -9,7 +9,9 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -445,6 +447,24 @@ def test_a_network_of_ones_own_that_changed_is_another_study(own: PruneConfig, t
     assert prune.run(config, tmp_path / "run") == found
     (tmp_path / "tests_own_net.py").write_text(OWN.replace("nn.ReLU(), nn.Conv2d", "nn.Tanh(), nn.Conv2d"))
     with pytest.raises(ConfigError, match="holds a study with model_sha256"):
+        prune.run(config, tmp_path / "run")
+
+
+def test_data_of_ones_own_that_changed_are_another_study(monkeypatch, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    offset = 0
+
+    def read(root: Path, part: Part) -> Arrays:
+        images, labels = digits.read(root, part)
+        return images + np.uint8(offset), labels
+
+    module = ModuleType("tests_own_data")
+    module.MINE = dataclasses.replace(digits.DATA_SET, name="mine", read=read)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tests_own_data", module)
+    config = dataclasses.replace(CONFIG, data="tests_own_data:MINE", targets=("ideal",), epochs=1)
+    found = prune.run(config, tmp_path / "run")
+    assert prune.run(config, tmp_path / "run") == found
+    offset = 1
+    with pytest.raises(ConfigError, match="holds a study with data_sha256"):
         prune.run(config, tmp_path / "run")
 
 

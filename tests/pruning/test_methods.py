@@ -3,6 +3,7 @@
 import copy
 import functools
 import importlib.metadata
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -344,16 +345,13 @@ def test_drop_pruning_refuses_a_density_that_an_earlier_pruning_reached():
 
 
 def test_modules_are_kept_with_all_their_layers():
-    net = nn.Sequential(
-        nn.Conv2d(3, 8, 1),
-        nn.Sequential(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)),
-        nn.Conv2d(8, 8, 1),
-        nn.Conv2d(8, 2, 1),
-    )
+    block = nn.Sequential(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1))
+    parts = {"first": nn.Conv2d(3, 8, 1), "block": block, "block2": nn.Conv2d(8, 8, 1), "last": nn.Conv2d(8, 2, 1)}
+    net = nn.Sequential(OrderedDict(parts))
     for name in ("gradual_magnitude", "learned_threshold"):
-        assert method(name)(net, EXAMPLE, 8, density=0.5, keep=["1"]).names == ("2.weight",)
-    with pytest.raises(PlanError, match="unknown layer with weights '10'"):
-        method("gradual_magnitude")(net, EXAMPLE, 8, density=0.5, keep=["10"])
+        assert method(name)(net, EXAMPLE, 8, density=0.5, keep=["block"]).names == ("block2.weight",)
+    with pytest.raises(PlanError, match="unknown layer with weights 'bloc'"):
+        method("gradual_magnitude")(net, EXAMPLE, 8, density=0.5, keep=["bloc"])
 
 
 def test_operators_without_a_table_keep_their_channels():
