@@ -19,6 +19,7 @@ import contextlib
 import copy
 import io
 import logging
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal as OneOf
@@ -203,7 +204,7 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
     """
     twin = _twin(model)
     try:
-        with _quiet(), torch.no_grad():
+        with TRACING, _quiet(), torch.no_grad():
             return torch.export.export(twin, inputs, strict=False)
     except Exception as error:
         shapes = ", ".join(str(tuple(item.shape)) for item in inputs)
@@ -222,6 +223,8 @@ def _twin(model: nn.Module) -> nn.Module:
         raise LoweringError(f"{found}; a copy is traced, so keep locks, files and the like out of modules") from error
 
 
+TRACING = threading.RLock()
+"""One thread traces at a time, and no other calls a module meanwhile: torch changes them for the whole process."""
 TALKERS = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
 """Loggers of torch that print a traceback of an exception that they raise too."""
 

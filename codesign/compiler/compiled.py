@@ -22,7 +22,7 @@ from codesign.compiler.tune import Cache, default_cache
 from codesign.compiler.tune import tune as measured
 from workloads.errors import ConfigError, ShapeError
 from workloads.graph import LayerGraph
-from workloads.lowering import lower_with_weights
+from workloads.lowering import TRACING, lower_with_weights
 
 Arrays = np.ndarray | Tensor
 Network = nn.Module | tuple[LayerGraph, dict[str, np.ndarray]]
@@ -108,15 +108,16 @@ class Compiled:
     def _lower(self, shapes: Shapes) -> tuple[LayerGraph, dict[str, np.ndarray]]:
         if not isinstance(self._network, tuple):
             inputs = [torch.zeros(shape) for shape in shapes]
-            try:
-                with torch.no_grad():
-                    self._network(*inputs)
-            except Exception as error:  # whatever the module's own code makes of such inputs
-                reason = (str(error) or type(error).__name__).splitlines()[0]
-                raise ShapeError(
-                    f"inputs have shapes {_text(shapes)}, which the module does not take: {reason}"
-                ) from error
-            return lower_with_weights(self._network, inputs, on_unknown="vector")
+            with TRACING:
+                try:
+                    with torch.no_grad():
+                        self._network(*inputs)
+                except Exception as error:  # whatever the module's own code makes of such inputs
+                    reason = (str(error) or type(error).__name__).splitlines()[0]
+                    raise ShapeError(
+                        f"inputs have shapes {_text(shapes)}, which the module does not take: {reason}"
+                    ) from error
+                return lower_with_weights(self._network, inputs, on_unknown="vector")
         graph, weights = self._network
         wanted = tuple(layer.shape for layer in graph.inputs)
         if shapes == wanted:

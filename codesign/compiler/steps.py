@@ -79,6 +79,8 @@ def _additions(graph: LayerGraph) -> dict[str, Step]:
             continue
         conv = graph[layer.fused_into]
         other = layer.inputs[0] if layer.inputs[1] == conv.name else layer.inputs[1]
+        if graph[other].shape != layer.shape:  # one for all samples
+            continue
         residual, moves = _residual(graph, other)
         absorbed = (conv.name, *moves)
         found[layer.name] = Step(conv, layer.name, conv.inputs, layer.activation, residual, None, absorbed)

@@ -69,7 +69,7 @@ def find_kernels(weight: np.ndarray, groups: int = 1) -> Kernels:
         groups: of channels; filter k reads channels from (k // (K / groups)) * C on.
     """
     filters, _, height, width = weight.shape
-    found = [_windows(weight, *cut) for cut in _cuts(height, width)]
+    found = list(_windows(weight))
     filter_, channel, row, column, weights = (np.concatenate(parts) for parts in zip(*found, strict=True))
     channel = channel + filter_ // (filters // groups) * weight.shape[1]
     window = (height, width) if height * width <= MAX_TAPS else (1, weights.shape[1])
@@ -86,23 +86,30 @@ def find_kernels(weight: np.ndarray, groups: int = 1) -> Kernels:
 
 
 def _cuts(height: int, width: int) -> list[tuple[int, int, int, int]]:
-    """Windows (row, column, height, width) of a kernel; of one size, the last column may overlap nothing but zeros."""
+    """Windows (row, column, height, width) that cover a kernel, none larger than `MAX_TAPS`, all of one size.
+
+    >>> _cuts(1, 11)
+    [(0, 0, 1, 6), (0, 5, 1, 6)]
+    """
     if height * width <= MAX_TAPS:
         return [(0, 0, height, width)]
     parts = -(-width // MAX_TAPS)
     step = -(-width // parts)
-    return [(y, x, 1, step) for y in range(height) for x in range(0, width, step)]
+    return [(y, min(x, width - step), 1, step) for y in range(height) for x in range(0, width, step)]
 
 
-def _windows(
-    weight: np.ndarray, row: int, column: int, height: int, width: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Filter, channel, row and column of a window wherever it is not zero, and its weights (Q, height * width)."""
-    part = weight[:, :, row : row + height, column : column + width]
-    part = np.pad(part, ((0, 0), (0, 0), (0, 0), (0, width - part.shape[3])))
-    part = part.reshape(*weight.shape[:2], height * width)
-    filter_, channel = np.nonzero((part != 0).any(axis=2))
-    return filter_, channel, np.full(len(filter_), row), np.full(len(filter_), column), part[filter_, channel]
+def _windows(weight: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Of each window the kernels that it does not leave empty: filter, channel, row, column, weights (Q, taps).
+
+    A weight in two windows belongs to the first.
+    """
+    rest = weight.copy()
+    for row, column, height, width in _cuts(*weight.shape[2:]):
+        part = rest[:, :, row : row + height, column : column + width]
+        filter_, channel = np.nonzero((part != 0).any(axis=(2, 3)))
+        values = part[filter_, channel].reshape(len(filter_), height * width)
+        yield filter_, channel, np.full(len(filter_), row), np.full(len(filter_), column), values
+        part[:] = 0
 
 
 def _shapes(mask: np.ndarray, window: tuple[int, int]) -> tuple[tuple[Taps, ...], np.ndarray, np.ndarray, np.ndarray]:
@@ -274,8 +281,7 @@ def decode(parts: Iterable[FilterGroups], packing: Packing, shape: tuple[int, in
                     end = word + 1 + len(taps) * part.filters
                     values = part.stream[word + 1 : end].view(np.float32).reshape(len(taps), part.filters)
                     for (y, x), value in zip(taps, values, strict=True):
-                        kept = np.flatnonzero(value)  # zeros of a shape may lie beyond the kernel
-                        found[filters[kept], channel, row + y, column + x] += value[kept]
+                        found[filters, channel, row + y, column + x] += value
                     word = end
     return found
 

@@ -113,16 +113,18 @@ def tune(
 
 
 def _key(step: Step, context: Context, kernels: Kernels) -> str:
-    """All that decides how long a step's candidates take."""
+    """All that decides which candidates a step has, and how long they take."""
     source, out = context.places[step.inputs[0]], context.places[step.output]
     digest = hashlib.sha256()
     for array in (kernels.filter, kernels.channel, kernels.shape, kernels.row, kernels.column):
         digest.update(np.ascontiguousarray(array, np.int32).tobytes())
-    layer = step.layer
+    layer, added = step.layer, None
+    if step.residual is not None:
+        its = context.places[step.residual.tensor]
+        added = (replace(step.residual, tensor=""), its.shape, its.layout)
     parts = (CHOICES, processor_key(), context.isa.name, source.shape, source.layout, out.shape, out.layout,
-             layer.stride, layer.dilation, layer.padding, step.activation,
-             step.residual is not None and step.residual.stride, step.pool is not None, kernels.shapes,
-             digest.hexdigest())  # fmt: skip
+             layer.stride, layer.dilation, layer.padding, step.activation, added, step.pool is not None,
+             kernels.shapes, digest.hexdigest())  # fmt: skip
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 

@@ -268,6 +268,37 @@ def test_sums_that_broadcast_are_those_of_torch(shapes: tuple[tuple[int, ...], t
     assert torch.equal(compile_network(Sum())(x, y), x + y)
 
 
+class Placed(nn.Module):
+    """Adds a parameter, one for all samples, to what a convolution makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.place = nn.Conv2d(3, 8, 3, padding=1), nn.Parameter(torch.randn(1, 8, 12, 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.conv(x) + self.place)
+
+
+@pytest.mark.parametrize("batch", [1, 4, 512])
+def test_a_parameter_is_added_to_every_sample(batch: int) -> None:
+    model, x = Placed().eval(), torch.randn(batch, 3, 12, 12)
+    compiled = compile_network(lower_with_weights(model, x[:1]))
+    with torch.no_grad():
+        assert torch.allclose(torch.from_numpy(compiled(x.numpy())), model(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("isa", host_isas())
+def test_nothing_of_a_call_is_left_for_the_next(isa: str) -> None:
+    """Kernels read no memory that was not written in their own call, not even to multiply it by zero."""
+    wide = nn.Conv2d(4, 24, (1, 13), padding=(0, 12), dilation=(1, 2))
+    wide.weight.data *= torch.rand_like(wide.weight) < 0.3
+    model, x = nn.Sequential(wide, nn.Conv2d(24, 4, 3, padding=1)).eval(), torch.randn(1, 4, 47, 47)
+    compiled = compile_network(model, x, isa=isa)
+    expected = compiled(x)
+    compiled(torch.full_like(x, torch.nan))
+    assert torch.equal(compiled(x), expected)
+
+
 class Deaf(nn.Module):
     """The second input is not read, nor is what `a` makes: the weights of `b` are zero."""
 
@@ -387,6 +418,19 @@ def test_several_threads_may_call_at_once(threads: int) -> None:
     for caller in callers:
         caller.join()
     assert not wrong
+
+
+def test_networks_are_compiled_in_several_threads() -> None:
+    models = [nn.Sequential(nn.Conv2d(3, k, 3), nn.SiLU(), nn.Conv2d(k, k, 3)).eval() for k in (4, 8)]
+    compiled = [codesign.compile(model) for model in models]
+
+    def call(i: int) -> list[Tensor]:
+        return [compiled[i](torch.ones(1, 3, side, side)) for side in range(5, 9)]
+
+    with ThreadPoolExecutor(2) as threads, torch.no_grad():
+        for i, found in enumerate(threads.map(call, range(2))):
+            for side, y in zip(range(5, 9), found, strict=True):
+                assert torch.allclose(y, models[i](torch.ones(1, 3, side, side)), atol=1e-5)
 
 
 class Recorder(Executor):

@@ -4,6 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from codesign.compiler import tune as tune_module
 from codesign.compiler.isa import find_isa
@@ -52,6 +55,30 @@ def test_other_zeros_are_measured_anew(times: dict[str, list[Tuning]]) -> None:
     halved = weights[key] * (np.arange(len(weights[key])) % 2)[:, None, None, None]
     tune(graph, {**weights, key: halved}, find_isa(), cache)
     assert len(cache.found) == before + 1
+
+
+class Added(nn.Module):
+    """Adds what a convolution made, or all but its last channels, to what the next one makes."""
+
+    def __init__(self, left_out: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.left_out = left_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = torch.relu(self.a(x))
+        return self.b(a) + F.pad(a[:, : 16 - self.left_out], (0, 0, 0, 0, 0, self.left_out))
+
+
+def test_what_is_added_decides_what_is_chosen_from(times: dict[str, list[Tuning]]) -> None:
+    """Filters in lanes add whole tensors only."""
+    cache, chosen = Cache(), {}
+    for left_out in (0, 4):
+        found = tune(*lower_with_weights(Added(left_out).eval(), torch.zeros(1, 16, 4, 4)), find_isa(), cache)
+        chosen[left_out] = list(found.values())
+    assert len(cache.found) == 3
+    assert chosen[0][0] == chosen[4][0]
+    assert all("lanes" not in tuning.order for tuning in chosen[4][1:])
 
 
 def test_a_tuned_network_answers_the_same() -> None:
