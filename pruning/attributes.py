@@ -3,8 +3,9 @@
 torch's own modules are corrected by tables (`pruning.surgery`). Of other modules nobody knows which attribute counts
 what, so values are tried: a whole number that was a size in the layers that run in the module itself may become what
 that size is now. Only modules at which the smaller network goes wrong are touched, and a setting is right if the
-network's layer graph is exactly the predicted one. Numbers that stand in the code itself cannot be changed; such a
-model is refused.
+network's layer graph is exactly the predicted one; of those that were changed for it, the ones that need not be are
+put back, since they may count something else. Numbers that stand in the code itself cannot be changed; such a model is
+refused.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ class Attributes:
         for place in _places(self.model, self.modules, self.before, self.after):
             self.places.setdefault(place.module, []).append(place)
         self.trials = 0
-        if self.places:
-            self._search(self._wrong(), frozenset())
+        if self.places and self._search(self._wrong(), frozenset()):
+            self._put_back()
 
     def _search(self, wrong: Wrong | None, done: frozenset[nn.Module]) -> bool:
         """Try the settings of each suspect; go on from those that change what is wrong."""
@@ -87,6 +88,15 @@ class Attributes:
                     return True
             _set(self.places[module], [place.values[-1] for place in self.places[module]])
         return False
+
+    def _put_back(self) -> None:
+        """Each number that is not needed as it is now becomes what it was."""
+        for place in itertools.chain.from_iterable(self.places.values()):
+            now, was = _get(place), place.values[-1]
+            if now != was:
+                _set([place], [was])
+                if self._wrong() is not None:
+                    _set([place], [now])
 
     def _wrong(self) -> Wrong | None:
         try:
@@ -115,7 +125,8 @@ def _running(error: BaseException) -> Iterator[nn.Module]:
 
 
 def _numbers_of(layer: Layer) -> tuple[Any, ...]:
-    return (layer.op, layer.shape, layer.k, layer.c, layer.groups, layer.attributes)
+    channels = (layer.k, layer.c, layer.groups) if layer.weight else ()  # else they follow from axis and shape
+    return (layer.op, layer.shape, *channels, layer.attributes)
 
 
 def _places(
@@ -146,6 +157,11 @@ def _numbers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
             yield name, None, value
         elif isinstance(value, list | tuple):
             yield from ((name, i, item) for i, item in enumerate(value) if type(item) is int and item > 1)
+
+
+def _get(place: Place) -> int:
+    value = getattr(place.module, place.name)
+    return int(value if place.item is None else value[place.item])
 
 
 def _set(places: Sequence[Place], values: Sequence[int]) -> None:

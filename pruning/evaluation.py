@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -71,8 +72,8 @@ def evaluate(
             for x, y in data.batches(batch_size):
                 x, y = placed(x, where), y.to(where)
                 with autocast(where, chosen):
-                    logits = model(x)
-                loss += float(F.cross_entropy(logits.float(), y, reduction="sum"))
+                    logits = logits_of(model(x))
+                loss += float(F.cross_entropy(logits, y, reduction="sum"))
                 right += float((logits.argmax(1) == y).sum())
         finally:
             model.to(home)
@@ -164,4 +165,16 @@ def recalibrate(
 
 def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
     """Mean cross entropy of logits in float32, whatever autocast made of them."""
-    return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+    return F.cross_entropy(logits_of(logits), targets, label_smoothing=smoothing)
+
+
+def logits_of(answer: Any) -> Tensor:
+    """What a classifier answers, in float32.
+
+    Raises:
+        ConfigError: it is no tensor.
+    """
+    if not isinstance(answer, Tensor):
+        found = type(answer).__name__
+        raise ConfigError(f"the network answers with {found}, and a class is chosen by one tensor; give it such a head")
+    return answer.float()

@@ -50,7 +50,7 @@ class Gate(nn.Module):
         if self.gates.values is None:
             return weight
         axes = {axis: self.get_buffer(name) for axis, name in self.names.items()}
-        return weight * spread(self.gates.values.to(weight.device), axes, weight.shape)
+        return weight * spread(self.gates.values.to(weight), axes, weight.shape)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         return weight

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.evaluation import evaluating
+from pruning.masks import MaskedWeight
 from workloads.errors import PlanError, unknown_name
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
@@ -73,6 +74,13 @@ def chosen_weights(
         spared |= {*order[: not prune_first], *order[len(order) - (not prune_last) :]}
         spared |= set() if prune_pointwise else {name for name in order if _is_pointwise(model.get_submodule(name))}
     found = {name: layers[name] for name in order if name not in spared and (named is None or name in named)}
+    for name in found:
+        parts = getattr(getattr(model.get_submodule(name), "parametrizations", {}), "weight", ())
+        if foreign := [type(part).__name__ for part in parts if not isinstance(part, MaskedWeight)]:
+            raise PlanError(
+                f"the weight of {name!r} is computed by {', '.join(foreign)}; end that first "
+                "(torch.nn.utils.parametrize.remove_parametrizations), or give the layer in keep"
+            )
     if not found:
         left = "; ".join(left_dense(model, (), example_inputs))
         raise PlanError(f"nothing to prune: {left}; try prune_first=True or prune_last=True")

@@ -83,8 +83,8 @@ def quantize(model: nn.Module, data: Labelled, *, percentile: float = 100.0, lim
 
     Raises:
         ConfigError: test pictures, no batch, or an option out of range.
-        PlanError: the model cannot be traced, is not finished or in int8 already, or multiplies by parameters that are
-            neither of a convolution nor of a linear layer.
+        PlanError: the model is not in float32, cannot be traced, is not finished or in int8 already, or multiplies by
+            parameters that are neither of a convolution nor of a linear layer, or parameters by parameters.
 
     >>> layer = nn.Linear(2, 1, bias=False)
     >>> _ = layer.weight.data.copy_(torch.tensor([[127.0, -3.2]]))
@@ -105,6 +105,9 @@ def prepare(model: nn.Module, data: Labelled, *, percentile: float = 100.0, limi
         raise ConfigError(f"percentile {percentile}, must lie in (50, 100]")
     if any(isinstance(module, WeightQuantizer) for module in model.modules()):
         raise PlanError("the model is in int8 already; give the float one")
+    for key, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            raise PlanError(f"{key!r} is {str(parameter.dtype).removeprefix('torch.')}, must be float32; call .float()")
     place = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     pictures = [x.to(place) for x, _ in labelled_batches(data, BATCH, limit)]
     net = trace_folded(model, pictures[0][:1])
@@ -189,8 +192,10 @@ class WeightQuantizer(nn.Module):
             self.is_fixed = True
 
     def _scale_of(self, weight: Tensor) -> Tensor:
+        """Of an empty channel the finest of the others: its bias is still rounded to steps of it."""
         largest = weight.detach().transpose(0, self.axis).flatten(1).abs().amax(1)
-        return torch.where(largest > 0, largest / HIGHEST, 1.0)
+        finest = torch.where(largest > 0, largest, torch.inf).amin()
+        return torch.where(largest > 0, largest, torch.where(finest < torch.inf, finest, 1.0)) / HIGHEST
 
 
 class _Ranges(fx.Interpreter):
@@ -239,6 +244,10 @@ def _check(net: fx.GraphModule, ranges: _Ranges) -> None:
             raise PlanError(f"{node.target!r} ({type(module).__name__}) has parameters that int8 does not cover")
         if node.target in PRODUCTS and not ranges.varying.issuperset(node.all_input_nodes):
             raise PlanError(f"{node.name!r} multiplies by parameters, but is no convolution or linear layer")
+        if node.target in LAYERS and argument(node, 0, "input") not in ranges.varying:
+            raise PlanError(
+                f"{node.name!r} reads a parameter and not what comes from the input; int8 does not cover it"
+            )
         if node.target in LAYERS and parameter_of(argument(node, 1, "weight")) is None:
             raise PlanError(f"the weight of {node.name!r} is computed from others; make it a parameter first")
 
@@ -282,4 +291,5 @@ def _round_bias(net: fx.GraphModule, layer: fx.Node) -> None:
     weight = module_of(net, argument(layer, 1, "weight"))
     assert isinstance(weight, WeightQuantizer), "every weight has one"
     bias = net.get_parameter(name)
-    bias.copy_(torch.round(bias / (weight.scale * steps.scale)) * (weight.scale * steps.scale))
+    step = (weight.scale * steps.scale).repeat(len(bias) // len(weight.scale))  # transposed: a scale for all groups
+    bias.copy_(torch.round(bias / step) * step)

@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning.devices import autocast, pick_device, pick_precision, place, placed
-from pruning.evaluation import Labelled, labelled_batches
+from pruning.evaluation import Labelled, labelled_batches, logits_of
 from pruning.importance import gradients, rank_units
 from pruning.progress import shown
 from pruning.surgery import in_torch_layout
@@ -355,7 +355,7 @@ def score(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: s
     count = 0
     for x, y in batches:
         with autocast(x.device, precision):
-            logits = net(x).float()
+            logits = logits_of(net(x))
         loss += float(F.cross_entropy(logits, y, reduction="sum"))
         right += float((logits.argmax(1) == y).sum())
         count += len(y)

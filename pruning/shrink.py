@@ -180,7 +180,7 @@ def _value(layer: Layer, sources: Sequence[Tensor], arrays: Mapping[str, np.ndar
     """The output of a layer, float64, NaN where it depends on the input."""
     if layer.op in (Op.INPUT, Op.VECTOR):
         return torch.full(layer.shape, torch.nan, dtype=torch.float64)
-    weight, bias = (torch.from_numpy(arrays[key]) if key else None for key in (layer.weight, layer.bias))
+    weight, bias = (torch.as_tensor(arrays[key]) if key else None for key in (layer.weight, layer.bias))
     found = _operation(layer, sources, Arrays(weight, bias))
     return activate(found, layer.activation).where(~found.isnan(), torch.nan) if layer.activation else found
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from pruning import masks
 from pruning.attributes import Attributes
@@ -236,14 +237,16 @@ def check_equal(masked: nn.Module, pruned: nn.Module, example_inputs: tuple[Tens
         PlanError: the smaller module fails or answers differently; names the module where that starts.
     """
     inputs = random_inputs(masked, example_inputs)
+    _check_training(masked, pruned, inputs, what)
     with torch.no_grad(), evaluating(masked), evaluating(pruned):
         wanted = masked(*inputs)
+        if not _tensors(wanted):
+            raise PlanError(f"the model answers {type(wanted).__name__}, in which no tensor is found to compare")
         try:
             found = pruned(*inputs)
         except Exception as error:
             where = _innermost(pruned, error)
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise PlanError(_constant_channels(where, what, reason)) from error
+            raise PlanError(_constant_channels(where, what, _reason(error))) from error
         if _are_close(wanted, found):
             return
         exact = tuple(x.double() if x.is_floating_point() else x for x in inputs)
@@ -251,6 +254,40 @@ def check_equal(masked: nn.Module, pruned: nn.Module, example_inputs: tuple[Tens
         if not _are_close(twins[0](*exact), twins[1](*exact)):
             where = _first_difference(twins[0], twins[1], exact)
             raise PlanError(_constant_channels(where, what, "it answers otherwise than the masked model"))
+
+
+def _check_training(masked: nn.Module, pruned: nn.Module, inputs: tuple[Tensor, ...], what: str) -> None:
+    """Run both in training mode where modules with parameters rest otherwise: heads that only help to train.
+
+    Raises:
+        PlanError: only the smaller one fails.
+    """
+    running: set[nn.Module] = set()
+    hooks = [module.register_forward_pre_hook(lambda own, _: running.add(own)) for module in masked.modules()]
+    with torch.no_grad(), evaluating(masked):
+        masked(*inputs)
+    for hook in hooks:
+        hook.remove()
+    if all(module in running or not module._parameters for module in masked.modules()):
+        return
+    twins = [copy.deepcopy(model).train() for model in (masked, pruned)]
+    with torch.no_grad(), torch.random.fork_rng():
+        try:
+            twins[0](*inputs)
+        except Exception:  # it does not train on such inputs
+            return
+        try:
+            twins[1](*inputs)
+        except Exception as error:
+            where = _innermost(twins[1], error)
+            raise PlanError(
+                f"without {what} the smaller model fails in training, first in {where}: {_reason(error)}; take out "
+                "what runs in training only, or keep the group"
+            ) from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _constant_channels(where: str, what: str, reason: str) -> str:
@@ -277,10 +314,7 @@ def random_inputs(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> tuple
 
 
 def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
-    return [tensor for part in parts for tensor in _tensors(part)]
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def _are_close(wanted: Any, found: Any) -> bool:

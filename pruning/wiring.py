@@ -74,7 +74,9 @@ def wire(model: nn.Module, source: LayerGraph | ChannelAnalysis | tuple[Tensor, 
     graph = source.source if isinstance(source, ChannelAnalysis) else source
     if isinstance(graph, LayerGraph):
         first = next(model.parameters(), torch.empty(0))
-        inputs = tuple(torch.zeros(layer.shape, dtype=first.dtype, device=first.device) for layer in graph.inputs)
+        kinds = [getattr(torch, layer.attributes.get("dtype", ""), first.dtype) for layer in graph.inputs]
+        shapes = [layer.shape for layer in graph.inputs]
+        inputs = tuple(torch.zeros(s, dtype=kind, device=first.device) for s, kind in zip(shapes, kinds, strict=True))
         on_unknown = "vector" if any(layer.op is Op.VECTOR for layer in graph.layers) else "error"
         structure, reader = prepare(model, inputs, on_unknown)
     else:

@@ -99,6 +99,8 @@ class _Conversion:
         axis = _revealed_axis(node, len(shape))
         draft = Draft(Op.INPUT, shape, [], Scope("", "", ""), node.name, 1 if axis is None else axis, name=node.name)
         draft.bits = _bits(node.meta["val"])
+        if not (dtype := node.meta["val"].dtype).is_floating_point:
+            draft.attributes = {"dtype": str(dtype).removeprefix("torch.")}
         self.sheet.drafts.append(draft)
         return draft
 

@@ -96,6 +96,7 @@ ATTRIBUTE_TYPES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "ceil": _FLAG,
     "count_include_pad": _FLAG,
     "divisor": _INTEGER,
+    "dtype": _TEXT,
     "eps": _NUMBER,
     "factor": _INTEGER,
     "groups": _INTEGER,
@@ -412,7 +413,7 @@ def _reshape(layer: Layer, sources: Sequence[Layer]) -> None:
 
 
 RULES: Mapping[Op, Rule] = {
-    Op.INPUT: Rule(_nothing, 0, 0),
+    Op.INPUT: Rule(_nothing, 0, 0, allows=("dtype",)),
     Op.CONSTANT: Rule(_nothing, 0, 0),
     Op.CONV: Rule(_conv),
     Op.CONV_TRANSPOSE: Rule(_conv_transpose, needs=("output_padding",)),

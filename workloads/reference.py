@@ -3,7 +3,8 @@
 It keeps the graph honest (tests hold it within 1e-5 of every model of the zoo) and is what compiled code is compared
 with. Everything that a layer needs to run is in its fields, its arrays and these attributes:
 
-    input, constant    none; a constant's weight key holds the array
+    input              dtype where it is no floating-point number: torch's name of it, such as int64
+    constant           none; the weight key holds the array
     conv               none; 1-D: shape (n, k, p), in_w = q = s = 1; weight (K, C / groups, R, S) or (K, C / groups, R)
     conv_transpose     output_padding (h, w); weight (C, K / groups, R, S)
     linear             none; weight (K, C)

@@ -91,7 +91,13 @@ class Pruner(ABC):
     def __init__(self, model: nn.Module, total_steps: int) -> None:
         if total_steps < 1:
             raise PlanError(f"total_steps {total_steps}, must be at least 1: schedules are counted in optimizer steps")
-        self.model = copy.deepcopy(model)
+        try:
+            self.model = copy.deepcopy(model)
+        except Exception as error:  # torch.nn.utils.weight_norm, for one
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise PlanError(
+                f"{type(model).__name__} cannot be copied, and a copy is what is pruned: {reason}"
+            ) from error
         self.total_steps = total_steps
         self.steps_done = 0
         self.notes: tuple[str, ...] = ()

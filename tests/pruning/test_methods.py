@@ -354,6 +354,41 @@ def test_modules_are_kept_with_all_their_layers():
         method("gradual_magnitude")(net, EXAMPLE, 8, density=0.5, keep=["bloc"])
 
 
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+@pytest.mark.parametrize("name", ["gradual_magnitude", "learned_threshold", "n_m", "pconv"])
+def test_weights_that_are_computed_are_named(name, norm):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), norm(nn.Conv2d(8, 8, 3)), nn.Conv2d(8, 2, 1))
+    density = {} if name == "n_m" else {"density": 0.5}
+    with pytest.raises(
+        PlanError, match=r"the weight of '1' is computed by _(Weight|Spectral)Norm; .*, or give .* keep"
+    ):
+        method(name)(net, EXAMPLE, 8, **density)
+
+
+def test_a_network_that_cannot_be_copied_is_refused():
+    with pytest.raises(PlanError, match="Sequential cannot be copied, and a copy is what is pruned"):
+        method("gradual_magnitude")(nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 8, 3))), EXAMPLE, 8, density=0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_gates_are_of_the_type_of_their_weights(dtype):
+    pruner = method("network_pruning_network")(small_net().to(dtype), (EXAMPLE[0].to(dtype),), 8, budget=0.6)
+    assert pruner.model.train()(EXAMPLE[0].to(dtype)).dtype == dtype
+
+
+def test_answers_that_are_no_tensor_are_refused():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = small_net()
+
+        def forward(self, x):
+            return {"logits": self.net(x)}
+
+    with pytest.raises(ConfigError, match="the network answers with dict, and a class is chosen by one tensor"):
+        method("taylor_filter")(Named(), EXAMPLE, 8, density=0.5, data=batches(2))
+
+
 def test_operators_without_a_table_keep_their_channels():
     class Normalised(nn.Module):
         def __init__(self):

@@ -162,6 +162,23 @@ class TestNumbers:
         assert both.zero_point.item() == -43  # -128 + 1 / (3 / 255)
         assert both(torch.zeros(1)).item() == none(torch.zeros(1)).item() == 0.0
 
+    def test_the_bias_of_an_empty_filter_is_as_fine_as_that_of_others(self):
+        layer = nn.Conv2d(1, 3, 1)
+        layer.weight.data = torch.tensor([0.0, 0.254, 2.54]).view(3, 1, 1, 1)
+        layer.bias.data = torch.tensor([0.311, 0.311, 0.311])
+        int8 = quantize(layer, [(torch.tensor([0.0, 25.5]).view(2, 1, 1, 1), torch.zeros(2))])  # steps of 0.1
+        assert int8.bias.tolist() == pytest.approx([0.311, 0.311, 0.311], abs=1.1e-3)
+        assert int8.bias[0] == int8.bias[1] != int8.bias[2]
+        layer.weight.data.zero_()
+        int8 = quantize(layer, [(torch.tensor([0.0, 25.5]).view(2, 1, 1, 1), torch.zeros(2))])
+        assert int8.bias.tolist() == pytest.approx([0.311, 0.311, 0.311], abs=1.1e-3)
+
+    def test_transposed_groups_share_their_scales(self):
+        x = torch.rand(4, 8, 5, 5)
+        layer = nn.Sequential(nn.ConvTranspose2d(8, 6, 3, groups=2))
+        int8 = quantize(layer, [(x, torch.zeros(4))])
+        assert float((int8(x) - layer(x)).abs().max()) < 0.05 * float(layer(x).abs().max())
+
     def test_a_percentile_clamps_outliers(self):
         values = torch.arange(1.0, 1001.0).view(100, 10)
         layer = nn.Linear(10, 2)
@@ -283,6 +300,17 @@ class Scaled(Weighed):
         return F.linear(x, self.weight * 2)
 
 
+class Queries(nn.Module):
+    """Adds what a layer makes of a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries, self.query, self.key = nn.Parameter(torch.randn(5, 8)), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.query(self.queries) + self.key(x.mean((1, 2, 3)).view(-1, 1, 1).expand(-1, 5, 8))
+
+
 class Branching(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x if x.sum() > 0 else -x
@@ -301,6 +329,13 @@ def attached() -> nn.Module:
         (small_net, {"limit": 0}, ConfigError, "0 images"),
         (Weighed, {}, PlanError, "'matmul' multiplies by parameters"),
         (Scaled, {}, PlanError, "the weight of 'linear' is computed from others"),
+        (Queries, {}, PlanError, "'linear' reads a parameter and not what comes from the input"),
+        (
+            lambda: small_net().bfloat16(),
+            {},
+            PlanError,
+            r"'stem.weight' is bfloat16, must be float32; call .float\(\)",
+        ),
         (Branching, {}, PlanError, "Branching cannot be traced by torch.fx: .*control flow"),
         (attached, {}, PlanError, "'conv1' is parametrized; finish the pruning first"),
         (NETWORKS["Recurrent"], {}, PlanError, r"'lstm' \(LSTM\) has parameters that int8 does not cover"),

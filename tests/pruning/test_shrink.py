@@ -114,6 +114,17 @@ class TestValues:
         model = zeroed(network("Gated"), conv1__weight=[0, 1], conv1__bias=[0, 1])
         assert removed(model) == {"conv1": [0, 1]}
 
+    def test_a_parameter_that_is_a_single_number(self):
+        class Scaled(nn.Sequential):
+            def __init__(self) -> None:
+                super().__init__(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
+                self.scale = nn.Parameter(torch.tensor(1.5))
+
+            def forward(self, x: Tensor) -> Tensor:
+                return super().forward(x) * self.scale
+
+        assert removed(zeroed(Scaled(), **{"0__weight": 3, "0__bias": 3})) == {"0": [3]}
+
     def test_a_head_without_values(self):
         assert removed(zeroed(network("Attention"), value__weight=slice(4, 8), value__bias=slice(4, 8))) == {
             "query": [1]

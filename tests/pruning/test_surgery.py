@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -265,6 +266,66 @@ class Normed(nn.Module):
         return self.head((x + 1e-7 * F.group_norm(x, self.groups)).mean((2, 3)))
 
 
+class Longest(nn.Module):
+    """Attention whose longest context, which no example reaches, is as long as its heads together are wide."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.width, self.longest = 16, 4, 16
+        self.qkv, self.out = nn.Linear(8, 48), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, _ = x[:, : self.longest].shape
+        q, k, v = (y.view(n, t, -1, self.width).transpose(1, 2) for y in self.qkv(x).split(self.inner, 2))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, -1))
+
+
+class Pixels(nn.Module):
+    """Attention over channels, from 1x1 convolutions, with its heads counted in an attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Conv2d(3, 12, 1) for _ in range(3))
+        self.head, self.heads = nn.Linear(12, 5), 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, _, h, w = x.shape
+        q, k, v = (layer(x).view(n, self.heads, -1, h * w) for layer in (self.q, self.k, self.v))
+        y = v @ (q.transpose(2, 3) @ k).softmax(-1).transpose(2, 3)
+        return self.head(y.reshape(n, -1, h * w).mean(2))
+
+
+@dataclass
+class Record:
+    logits: Tensor
+
+
+torch.export.register_dataclass(Record)
+
+
+class WrongRecord(Wrong):
+    def forward(self, x: Tensor) -> Record:
+        return Record(super().forward(x))
+
+
+class Silent(nn.Module):
+    def forward(self, x: Tensor) -> int:
+        return 1
+
+
+class Helped(nn.Module):
+    """A second head, of which inference knows nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last, self.helper = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 1), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = F.relu(self.conv(x))
+        answer = self.last(x).mean((2, 3))
+        return (answer, self.helper(x).mean((2, 3))) if self.training else answer
+
+
 class TestNumbersInAttributes:
     def test_they_follow(self):
         model = Numbers().eval()
@@ -284,6 +345,18 @@ class TestNumbersInAttributes:
         model = Numbers().eval()
         small = as_plan(wire(model, example()), {"conv": np.arange(1, 10)}).apply(model, example())
         assert (small.width, small.shape) == (12, [3, 4])
+
+    def test_another_that_is_as_large_stays(self):
+        model = Longest().eval()
+        small = as_plan(wire(model, (torch.randn(2, 6, 8),)), {"qkv": np.array([0, 2])}).apply(
+            model, (torch.randn(2, 6, 8),)
+        )
+        assert (small.inner, small.longest) == (8, 16)
+
+    @pytest.mark.parametrize("heads", [(0, 2), (1,)])  # an axis of one element is another channel axis for lowering
+    def test_heads_of_pixels(self, heads):
+        model = Pixels().eval()
+        assert as_plan(wire(model, example()), {"q": np.array(heads)}).apply(model, example()).heads == len(heads)
 
 
 class TestWhatCannotBeCut:
@@ -305,6 +378,18 @@ class TestWhatCannotBeCut:
     def test_other_answers_are_found_out(self):
         with pytest.raises(PlanError, match="'head' \\(Linear\\): it answers otherwise than the masked model"):
             self.apply(Wrong())
+
+    def test_other_answers_in_a_record_are_found_out(self):
+        with pytest.raises(PlanError, match="it answers otherwise than the masked model"):
+            self.apply(WrongRecord())
+
+    def test_answers_that_cannot_be_compared_are_refused(self):
+        with pytest.raises(PlanError, match="the model answers int, in which no tensor is found"):
+            check_equal(Silent(), Silent(), example())
+
+    def test_heads_that_only_help_to_train_are_named(self):
+        with pytest.raises(PlanError, match=r"conv the smaller model fails in training, first in 'helper' \(Conv2d\)"):
+            self.apply(Helped())
 
     def test_computed_weights_are_named(self):
         model = network("Chain")

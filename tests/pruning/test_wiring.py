@@ -5,10 +5,12 @@ import pytest
 import torch
 from torch import nn
 
+from pruning.methods import method
 from pruning.wiring import PRODUCED, READ, STATISTIC, wire
 from tests.pruning.networks import NETWORKS, example, network
 from workloads.channels import analyze
 from workloads.errors import PlanError
+from workloads.graph import LayerGraph
 from workloads.lowering import lower
 
 
@@ -121,6 +123,15 @@ def test_graph_and_analysis_can_be_given():
     assert wire(model, analysis).prunable == ("inner.0", "inner.1")
     with pytest.raises(PlanError, match="was not made from this Chain"):
         wire(network("Chain"), graph)
+
+
+def test_a_graph_remembers_that_its_inputs_are_whole_numbers():
+    model = nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    tokens = torch.randint(0, 20, (2, 7))
+    graph = LayerGraph.from_dict(wire(model, (tokens,)).graph.to_dict())
+    assert wire(model, analyze(graph)).prunable == ("1",)
+    pruner = method("l1_filter")(model, (tokens,), 2, density=0.5)
+    assert pruner.plan().apply(pruner.finalize(), (tokens,))[1].out_features == 8
 
 
 def test_arrays_are_those_of_now():
