@@ -10,8 +10,12 @@ data alone, checked before it is used, and no folder holds code of an older gene
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
+import itertools
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -33,23 +37,44 @@ PLAN, GRAPH, LAYERS = "compiled.json", "graph.json", "layers.yaml"
 
 
 def save(folder: Path, network: Network, weights: Mapping[str, np.ndarray], tunings: Mapping[str, Tuning]) -> None:
-    """Write a compiled network.
+    """Write a compiled network beside its place and move it there when it is whole; one that lay there goes.
 
     Raises:
         ConfigError: the folder holds other files, or is one.
         DataError: the place cannot be written.
     """
+    folder = folder.resolve()
     check_place(folder)
-    save_graph(folder / GRAPH, network.graph, weights)
-    plan = {
-        "format": FORMAT,
-        "isa": network.isa.name,
-        "threads": network.threads,
-        "graph_sha256": _digest(folder / GRAPH),
-        "tunings": {name: asdict(tuning) for name, tuning in tunings.items()},
-    }
-    write_file(folder / LAYERS, explain(network, with_code=False).encode())
-    write_json(folder / PLAN, {**plan, "sha256": _own_digest(plan)})
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
+            made = Path(beside, "new")
+            save_graph(made / GRAPH, network.graph, weights)
+            plan = {
+                "format": FORMAT,
+                "isa": network.isa.name,
+                "threads": network.threads,
+                "graph_sha256": _digest(made / GRAPH),
+                "tunings": {name: asdict(tuning) for name, tuning in tunings.items()},
+            }
+            write_file(made / LAYERS, explain(network, with_code=False).encode())
+            write_json(made / PLAN, {**plan, "sha256": _own_digest(plan)})
+            _move(made, folder)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written ({error.strerror or error}); choose another place") from error
+
+
+def _move(made: Path, folder: Path) -> None:
+    """In place of an older one, which others may be putting there at the same time."""
+    for attempt in itertools.count():
+        try:
+            made.rename(folder)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(made.with_name(f"old{attempt}"))
 
 
 def check_place(folder: Path) -> None:

@@ -43,8 +43,8 @@ class Compiled:
     """
 
     def __init__(self, network: Network, threads: int = 1, isa: str = "", tuner: Tuner | None = None) -> None:
-        if not 1 <= threads <= MOST_THREADS:
-            raise ConfigError(f"threads is {threads}, must be 1..{MOST_THREADS}")
+        if type(threads) is not int or not 1 <= threads <= MOST_THREADS:
+            raise ConfigError(f"threads is {threads!r}, must be a whole number of 1..{MOST_THREADS}")
         self.isa, self.threads = find_isa(isa), threads
         self._network = network if isinstance(network, tuple) else copy.deepcopy(network)
         self._tuner = tuner
@@ -107,7 +107,7 @@ class Compiled:
 
     def _lower(self, shapes: Shapes) -> tuple[LayerGraph, dict[str, np.ndarray]]:
         if not isinstance(self._network, tuple):
-            inputs = [torch.zeros(shape) for shape in shapes]
+            inputs = [torch.zeros(shape, dtype=torch.float32) for shape in shapes]
             with TRACING:
                 try:
                     with torch.no_grad():
@@ -138,8 +138,9 @@ def compile_network(
     """Native code for a network, pruned or not: zeros of its weights are not computed.
 
     Args:
-        network: a finished module in eval mode, of which a copy is kept, or a graph with its weights as
-            `workloads.lowering.lower_with_weights` gives them.
+        network: a finished module, of which a copy is kept, or a graph with its weights as
+            `workloads.lowering.lower_with_weights` gives them. It is compiled as it answers in eval mode, whatever mode
+            it is in; several tensors in a tuple, list or dict come as a tuple.
         example_inputs: compile for their shapes now; else at the first call.
         threads: that share each layer. isa: "avx512", "avx2" or "sse2"; by default the best that this machine has.
         tune: measure tiles for every convolution instead of estimating them: seconds, once a layer and machine.
@@ -194,6 +195,9 @@ def _array(place: int, x: Arrays) -> np.ndarray:
     found = str(x.dtype).removeprefix("torch.") if isinstance(x, Tensor) else str(np.asarray(x).dtype)
     if found != "float32":
         raise ShapeError(f"input {place} is {found}, must be float32; convert it first")
+    if isinstance(x, Tensor) and (x.layout is not torch.strided or x.is_meta):
+        kind = "on the meta device" if x.is_meta else f"of layout {str(x.layout).removeprefix('torch.')}"
+        raise ShapeError(f"input {place} is {kind}, must be a plain tensor; convert it first")
     return x.numpy(force=True) if isinstance(x, Tensor) else np.asarray(x)
 
 

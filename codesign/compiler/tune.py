@@ -94,7 +94,7 @@ def tune(
     """The fastest tuning of every convolution, by the name of what it writes, on one thread.
 
     Args:
-        cache: measurements of before; new ones are added.
+        cache: measurements of before; new ones are added. What is no choice of a layer is measured anew.
         progress: show a bar.
     """
     cache = cache if cache is not None else Cache()
@@ -105,9 +105,9 @@ def tune(
     for step in shown(steps, "tuning", len(steps), progress):
         context = Context(isa, weights, places, Data(), read=read)
         kernels = kernels_of_step(step, context)
-        name = _key(step, context, kernels)
-        if name not in cache.found:
-            cache.keep(name, _fastest(step, context, kernels, bench))
+        name, tunings = _key(step, context, kernels), choices(step, context, kernels)
+        if cache.found.get(name) not in tunings:
+            cache.keep(name, _fastest(step, context, kernels, tunings[:CANDIDATES], bench))
         found[step.output] = cache.found[name]
     return found
 
@@ -128,9 +128,8 @@ def _key(step: Step, context: Context, kernels: Kernels) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
-def _fastest(step: Step, context: Context, kernels: Kernels, bench: _Bench) -> Tuning:
-    """The one of least time among the estimate's best."""
-    times = bench.times(step, context, kernels, choices(step, context, kernels)[:CANDIDATES])
+def _fastest(step: Step, context: Context, kernels: Kernels, tunings: Sequence[Tuning], bench: _Bench) -> Tuning:
+    times = bench.times(step, context, kernels, tunings)
     return min(times, key=times.__getitem__)
 
 

@@ -509,6 +509,13 @@ class TestBadInput:
         with pytest.raises(LoweringError, match=r"parametrizations\.weight\.original"):
             lower(net, SEQUENCE)
 
+    def test_inputs_that_are_one_tensor_are_two_inputs(self):
+        class Difference(nn.Module):
+            def forward(self, a, b):
+                return a - b
+
+        assert lower(Difference(), (X, X))["sub"].inputs == ("a", "b")
+
     def test_meta_parameters(self):
         with pytest.raises(LoweringError, match="'weight' is on the meta device"):
             lower(nn.Conv2d(6, 4, 1, device="meta"), X.to("meta"))

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch import nn
 from typer.testing import CliRunner
 
 from codesign.cli import app
@@ -122,6 +124,42 @@ def test_other_folders_are_left_alone(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"mine.txt: is a file, must be a folder; choose another place"):
         load_compiled(folder).save(tmp_path / "mine.txt")
     load_compiled(folder).save(folder)  # over itself
+
+
+def test_what_was_saved_lies_there_until_the_next_is_whole(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "net")
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "net").glob("*.*") if path.is_file()}
+    other = compile_network(nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 8, 8))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("codesign.compiler.artifact.write_json", interrupted)
+        for place in ("net", "new"):
+            with pytest.raises(KeyboardInterrupt):
+                other.save(tmp_path / place)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "net").glob("*.*") if path.is_file()} == kept
+    assert [path.name for path in tmp_path.iterdir()] == ["net"]
+    other.save(tmp_path / "net")
+    assert load_compiled(tmp_path / "net")(torch.zeros(1, 3, 8, 8)).shape == (1, 4, 6, 6)
+    assert [path.name for path in tmp_path.iterdir()] == ["net"]
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_place_behind_a_link_stays_one(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "real", target_is_directory=True)
+    load_compiled(folder).save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "compiled.json").is_file()
+
+
+def test_several_may_save_to_one_place(folder: Path, tmp_path: Path) -> None:
+    networks = [load_compiled(folder) for _ in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda net: [net.save(tmp_path / "net") for _ in range(5)], networks))
+    x = example_input("digits_cnn")
+    assert torch.equal(load_compiled(tmp_path / "net")(x), networks[0](x))
+    assert [path.name for path in tmp_path.iterdir()] == ["net"]
 
 
 def test_the_commands(folder: Path, tmp_path: Path) -> None:

@@ -545,9 +545,16 @@ def test_lives_by_hand() -> None:
         ),
         (pickle.dumps, TypeError, r"cannot be copied or pickled; save\(\) keeps it"),
         (copy.deepcopy, TypeError, r"cannot be copied or pickled; save\(\) keeps it"),
+        (lambda c: c(torch.zeros(1, 3, 32, 32).to_sparse()), ShapeError, "input 0 is of layout sparse_coo, must be a"),
+        (lambda c: c(torch.zeros(1, 3, 32, 32, device="meta")), ShapeError, "input 0 is on the meta device, must be a"),
+        (lambda c: c.__class__(c._network, threads=2.5), ConfigError, r"threads is 2.5, must be a whole number"),
         (lambda c: c(torch.zeros(1, 3, 31, 32)), ShapeError, r"shapes \(1, 3, 31, 32\), the network takes \(1, 3, 32"),
         (lambda c: c(), ShapeError, "inputs have shapes none"),
-        (lambda c: c.__class__(c._network, threads=2000), ConfigError, r"threads is 2000, must be 1\.\.\d+"),
+        (
+            lambda c: c.__class__(c._network, threads=2000),
+            ConfigError,
+            r"threads is 2000, must be a whole number of 1\.\.\d+",
+        ),
     ],
 )
 def test_bad_inputs_end_in_one_line(call, error, message) -> None:  # type: ignore[no-untyped-def]
@@ -566,7 +573,7 @@ def test_a_module_that_does_not_take_the_inputs_says_so(inputs: tuple[Tensor, ..
 
 def test_bad_choices_end_in_one_line() -> None:
     model = zoo("digits_cnn")
-    with pytest.raises(ConfigError, match=r"threads is 0, must be 1\.\.\d+"):
+    with pytest.raises(ConfigError, match=r"threads is 0, must be a whole number of 1\.\.\d+"):
         compile_network(model, threads=0)
     with pytest.raises(ConfigError, match="unknown instruction set 'neon'"):
         compile_network(model, isa="neon")

@@ -81,6 +81,14 @@ def test_what_is_added_decides_what_is_chosen_from(times: dict[str, list[Tuning]
     assert all("lanes" not in tuning.order for tuning in chosen[4][1:])
 
 
+def test_what_is_no_choice_of_a_layer_is_measured_anew(times: dict[str, list[Tuning]]) -> None:
+    graph, weights = lower_with_weights(zoo("lenet5"), example_input("lenet5"))
+    cache = Cache()
+    found = tune(graph, weights, find_isa(), cache)
+    cache.found = dict.fromkeys(cache.found, Tuning((50, 50), 3))
+    assert tune(graph, weights, find_isa(), cache) == found
+
+
 def test_a_tuned_network_answers_the_same() -> None:
     graph, weights = lower_with_weights(zoo("lenet5"), example_input("lenet5"))
     x = example_input("lenet5").numpy()
