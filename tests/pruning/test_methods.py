@@ -365,6 +365,7 @@ def test_weights_that_are_computed_are_named(name, norm):
         method(name)(net, EXAMPLE, 8, **density)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
 def test_a_network_that_cannot_be_copied_is_refused():
     with pytest.raises(PlanError, match="Sequential cannot be copied, and a copy is what is pruned"):
         method("gradual_magnitude")(nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 8, 3))), EXAMPLE, 8, density=0.5)

@@ -177,7 +177,8 @@ class TestNumbers:
         x = torch.rand(4, 8, 5, 5)
         layer = nn.Sequential(nn.ConvTranspose2d(8, 6, 3, groups=2))
         int8 = quantize(layer, [(x, torch.zeros(4))])
-        assert float((int8(x) - layer(x)).abs().max()) < 0.05 * float(layer(x).abs().max())
+        with torch.no_grad():
+            assert (int8(x) - layer(x)).abs().max() < 0.05 * layer(x).abs().max()
 
     def test_a_percentile_clamps_outliers(self):
         values = torch.arange(1.0, 1001.0).view(100, 10)
