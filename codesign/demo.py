@@ -26,6 +26,8 @@ def run_demo(out: Path, seed: int) -> Outcome:
 
     load(DATA, "heldout")  # a missing extra is said before anything is written
     weights = out.parent / f"{out.name}-dense" / f"seed{seed}.safetensors"
+    if out.is_file():
+        raise ConfigError(f"{out}: is a file, must be a folder; choose another --out")
     try:
         weights.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

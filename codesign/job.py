@@ -24,6 +24,7 @@ from codesign.config import SearchConfig, check, study_config
 from codesign.costs import graph_costs
 from codesign.search import Front, search
 from codesign.show import console
+from codesign.solve import PriceTable, solve
 from codesign.space import Space, channel_variables, price_table, weight_variables
 from codesign.study import Study
 from workloads.channels import analyze
@@ -183,6 +184,11 @@ class Job:
         return magnitude_masks(self.dense_model, self.graph, wanted) if wanted else {}
 
     @cached_property
+    def prices(self) -> PriceTable:
+        """Of every choice, as long as no loss is known."""
+        return price_table(self.space, self.machine, {v.name: np.zeros(len(v.options)) for v in self.space.variables})
+
+    @cached_property
     def ranking(self) -> dict[str, tuple[int, ...]]:
         """Units of each channel group, most important first, as the sensitivity phase measured them."""
         from pruning.sensitivity import Sensitivity
@@ -211,13 +217,15 @@ class Job:
         return outcome
 
     def _check_budgets(self) -> None:
-        """Refuse budgets that ask for nothing."""
+        """Refuse budgets that ask for nothing, and before anything is measured those that no choice keeps."""
         if all(self.dense_costs[name] <= budget for name, budget in self.budgets.items()):
             reached = ", ".join(f"{name} is {show(name, self.dense_costs[name])}" for name in self.budgets)
             raise PlanError(
                 f"budget {', '.join(self.config.budgets)}: the dense network keeps it ({reached}), so there is nothing "
                 "to prune; lower the budget"
             )
+        if not self.study.has("front"):
+            solve(self.prices, self.budgets)
 
     def _sensitivity(self) -> Sensitivity:
         from pruning.importance import rank_units
@@ -250,7 +258,10 @@ class Job:
 
     def _search(self, sensitivity: Sensitivity) -> Front:
         def explore() -> Front:
-            table = price_table(self.space, self.machine, sensitivity.monotone())
+            expected = sensitivity.monotone()
+            table = dataclasses.replace(
+                self.prices, loss=tuple(np.asarray(expected[name], float) for name in self.prices.names)
+            )
             with _Progress(self.screen, "searching") as tick:
                 return search(
                     table, self.budgets, generations=self.config.generations, seed=self.config.seed, progress=tick
