@@ -207,6 +207,8 @@ NETWORK_LOOKS: Sequence[Any] = (
 
 def roofline_figure(records: Sequence[tuple[str, RooflineRecord]], note: str) -> Figure:
     """Layers under the roof, one or two networks (before, after) on one machine; numbers name the costliest layers."""
+    from matplotlib.ticker import LogFormatter
+
     first = records[0][1]
     intensities = [first.ridge, *(point.intensity for _, record in records for point in record.points)]
     left, right = min(intensities) / 3, max(intensities) * 4
@@ -225,6 +227,7 @@ def roofline_figure(records: Sequence[tuple[str, RooflineRecord]], note: str) ->
         for axis, scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
             scale("log")
             axis.set_major_formatter(lambda value, _: f"{value:g}")
+            axis.set_minor_formatter(LogFormatter())  # the default writes TeX where labels are more than powers of ten
         axes.set_xlim(left, right)
         axes.set_ylim(top=first.peak / size * 2.2)
         axes.set_xlabel(f"multiplications performed per byte through {first.memory}")

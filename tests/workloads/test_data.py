@@ -309,8 +309,16 @@ class TestLoad:
             (np.zeros((4, 1, 2, 2), np.float32), np.zeros(4, np.int64), r"tiny: read float32 \(4, 1, 2, 2\)"),
             (np.zeros((4, 1, 2, 3), np.uint8), np.zeros(4, np.int64), r"needs uint8 pictures of \(1, 2, 2\)"),
             (np.zeros((4, 1, 2, 2), np.uint8), np.zeros(3, np.int64), r"labels \(3,\)"),
-            (np.zeros((4, 1, 2, 2), np.uint8), np.full(4, 2), "tiny: labels must be int64 from 0 to 1"),
-            (np.zeros((4, 1, 2, 2), np.uint8), np.zeros(4), "tiny: labels must be int64 from 0 to 1"),
+            (
+                np.zeros((4, 1, 2, 2), np.uint8),
+                np.full(4, 2),
+                "tiny: labels must be int64 from 0 to 1, its train part has 2 at 0",
+            ),
+            (
+                np.zeros((4, 1, 2, 2), np.uint8),
+                np.zeros(4),
+                "tiny: labels must be int64 from 0 to 1, its train part has float64",
+            ),
             (
                 np.zeros((1, 1, 2, 2), np.uint8),
                 np.zeros(1, np.int64),

@@ -128,7 +128,12 @@ def _check_contract(data_set: DataSet, images: np.ndarray, labels: np.ndarray, p
         found = f"{images.dtype} {images.shape} and labels {labels.shape}"
         raise DataError(f"{data_set.name}: read {found}, needs uint8 pictures of {data_set.image_shape}, a label each")
     if labels.dtype != np.int64 or labels.min() < 0 or labels.max() >= data_set.num_classes:
-        raise DataError(f"{data_set.name}: labels must be int64 from 0 to {data_set.num_classes - 1}")
+        found = str(labels.dtype)
+        if labels.dtype == np.int64:
+            first = int(np.flatnonzero((labels < 0) | (labels >= data_set.num_classes))[0])
+            found = f"{labels[first]} at {first}"
+        must = f"labels must be int64 from 0 to {data_set.num_classes - 1}"
+        raise DataError(f"{data_set.name}: {must}, its {part} part has {found}")
     if part == "train" and len(labels) <= data_set.heldout:
         raise DataError(f"{data_set.name}: {len(labels)} training pictures, but {data_set.heldout} are to be held out")
 
