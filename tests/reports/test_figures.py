@@ -34,6 +34,15 @@ def test_same_record_same_bytes(name: str) -> None:
     assert png(first).startswith(b"\x89PNG")
 
 
+def test_a_roofline_over_a_decade_has_plain_labels() -> None:
+    figure = DRAWN["roofline"]()
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    labels = [label.get_text() for axis in (axes.xaxis, axes.yaxis) for label in axis.get_ticklabels(which="both")]
+    assert any(labels)
+    assert all(label == "" or float(label) > 0 for label in labels)
+
+
 def test_same_bytes_in_another_process_with_another_hash_seed() -> None:
     code = (
         "from tests.reports.test_figures import DRAWN; from reports.drawing import svg; import hashlib;"
