@@ -30,7 +30,7 @@ from codesign.compiler.records import explain
 from codesign.compiler.tune import tuning_of
 from workloads.errors import ConfigError, DataError
 from workloads.graph import LayerGraph
-from workloads.store import load_graph, read_json, save_graph, write_file, write_json
+from workloads.store import load_graph, read_json, save_graph, weights_folder, write_file, write_json
 
 FORMAT = "codesign.compiled/1"
 PLAN, GRAPH, LAYERS = "compiled.json", "graph.json", "layers.yaml"
@@ -81,8 +81,11 @@ def check_place(folder: Path) -> None:
     """Refuse a folder that holds something else; errors as `save`."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: is a file, must be a folder; choose another place")
-    if folder.exists() and not (folder / PLAN).exists() and any(folder.iterdir()):
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if names and PLAN not in names:
         raise ConfigError(f"{folder}: not empty and not a compiled network; choose another folder")
+    if others := names - {PLAN, GRAPH, LAYERS, weights_folder(Path(GRAPH)).name}:
+        raise ConfigError(f"{folder}: holds {min(others)!r} beside a compiled network, which would go; move it away")
 
 
 def load(folder: Path) -> tuple[LayerGraph, dict[str, np.ndarray], str, int, dict[str, Tuning]]:

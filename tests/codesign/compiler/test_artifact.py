@@ -124,6 +124,11 @@ def test_other_folders_are_left_alone(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"mine.txt: is a file, must be a folder; choose another place"):
         load_compiled(folder).save(tmp_path / "mine.txt")
     load_compiled(folder).save(folder)  # over itself
+    shutil.copytree(folder, tmp_path / "net")
+    (tmp_path / "net" / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"holds 'notes.txt' beside a compiled network, which would go"):
+        load_compiled(folder).save(tmp_path / "net")
+    assert (tmp_path / "net" / "notes.txt").read_text() == "mine"
 
 
 def test_what_was_saved_lies_there_until_the_next_is_whole(folder: Path, tmp_path: Path) -> None:
