@@ -83,6 +83,9 @@ _NUMBER = ("a number", _is_number)
 _FLAG = ("true or false", _is_flag)
 _TEXT = ("text", _is_text)
 
+DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "complex64", "complex128")
+"""Torch's names for inputs that are no floating-point numbers."""
+
 # An attribute means the same in every op that has it.
 ATTRIBUTE_TYPES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "after": _INTEGERS,
@@ -147,6 +150,11 @@ def check_activation(layer: Layer, text: str) -> None:
 
 
 # ---- one rule an op -------------------------------------------------------------------------------------------------
+
+
+def _input(layer: Layer, sources: Sequence[Layer]) -> None:
+    if "dtype" in layer.attributes:
+        _one_of(layer, "dtype", DTYPES)
 
 
 def _nothing(layer: Layer, sources: Sequence[Layer]) -> None:
@@ -413,7 +421,7 @@ def _reshape(layer: Layer, sources: Sequence[Layer]) -> None:
 
 
 RULES: Mapping[Op, Rule] = {
-    Op.INPUT: Rule(_nothing, 0, 0, allows=("dtype",)),
+    Op.INPUT: Rule(_input, 0, 0, allows=("dtype",)),
     Op.CONSTANT: Rule(_nothing, 0, 0),
     Op.CONV: Rule(_conv),
     Op.CONV_TRANSPOSE: Rule(_conv_transpose, needs=("output_padding",)),

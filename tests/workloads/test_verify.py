@@ -195,6 +195,7 @@ BROKEN: list[tuple[tuple[Layer, ...], str]] = [
      "length of 'output_padding' is 1, must be 2"),
     (broken(Op.CONV_TRANSPOSE, attributes={"output_padding": (0, 0)}),
      "p, q is (16, 10), must be (15, 10), from input size, kernel, stride"),
+    (broken(Op.INPUT, attributes={"dtype": "nn"}), "layer 'x' (input): attribute 'dtype' is 'nn', must be one of bool"),
     (broken(Op.LINEAR, c=5), "c is 5, must be 6, the last dim of 'x'"),
     (broken(Op.LINEAR, shape=(2, 4, 7)), "shape is (2, 4, 7), must be (2, 5, 7), its input's with k"),
     (broken(Op.LINEAR, groups=2), "r, s, groups is (1, 1, 2), must be (1, 1, 1)"),
