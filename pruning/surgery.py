@@ -12,7 +12,8 @@ attributes `channels_before`, `channels_after`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -237,9 +238,11 @@ def check_equal(masked: nn.Module, pruned: nn.Module, example_inputs: tuple[Tens
         PlanError: the smaller module fails or answers differently; names the module where that starts.
     """
     inputs = random_inputs(masked, example_inputs)
-    _check_training(masked, pruned, inputs, what)
     with torch.no_grad(), evaluating(masked), evaluating(pruned):
-        wanted = masked(*inputs)
+        with _running(masked) as running:
+            wanted = masked(*inputs)
+        if any(module._parameters and module not in running for module in masked.modules()):
+            _check_training(masked, pruned, inputs, what)
         if not _tensors(wanted):
             raise PlanError(f"the model answers {type(wanted).__name__}, in which no tensor is found to compare")
         try:
@@ -256,20 +259,24 @@ def check_equal(masked: nn.Module, pruned: nn.Module, example_inputs: tuple[Tens
             raise PlanError(_constant_channels(where, what, "it answers otherwise than the masked model"))
 
 
+@contextmanager
+def _running(model: nn.Module) -> Iterator[set[nn.Module]]:
+    """The modules that are called meanwhile."""
+    found: set[nn.Module] = set()
+    hooks = [module.register_forward_pre_hook(lambda own, _: found.add(own)) for module in model.modules()]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def _check_training(masked: nn.Module, pruned: nn.Module, inputs: tuple[Tensor, ...], what: str) -> None:
-    """Run both in training mode where modules with parameters rest otherwise: heads that only help to train.
+    """Run both in training mode: modules that rest otherwise may be heads that only help to train.
 
     Raises:
         PlanError: only the smaller one fails.
     """
-    running: set[nn.Module] = set()
-    hooks = [module.register_forward_pre_hook(lambda own, _: running.add(own)) for module in masked.modules()]
-    with torch.no_grad(), evaluating(masked):
-        masked(*inputs)
-    for hook in hooks:
-        hook.remove()
-    if all(module in running or not module._parameters for module in masked.modules()):
-        return
     twins = [copy.deepcopy(model).train() for model in (masked, pruned)]
     with torch.no_grad(), torch.random.fork_rng():
         try:
