@@ -61,8 +61,7 @@ def _plan_pair(step: Step, context: Context) -> Stage:
 
 
 def _can_concat(step: Step, sources: Sequence[Shape]) -> bool:
-    is_of_channels = len(step.layer.shape) == 4 and step.layer.attributes["axis"] in (1, -3)
-    return is_of_channels and all(shape[0] == step.layer.shape[0] for shape in sources)
+    return len(step.layer.shape) == 4 and step.layer.attributes["axis"] in (1, -3)
 
 
 def _tiled(step: Step, sources: Sequence[Layout], shape: Shape, lanes: int) -> Layout:

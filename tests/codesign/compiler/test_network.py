@@ -279,9 +279,17 @@ class Placed(nn.Module):
         return torch.relu(self.conv(x) + self.place)
 
 
+class Joined(Placed):
+    """Joins it to the channels instead."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.conv(x), self.place.expand(len(x), -1, -1, -1)], 1)
+
+
+@pytest.mark.parametrize("kind", [Placed, Joined])
 @pytest.mark.parametrize("batch", [1, 4, 512])
-def test_a_parameter_is_added_to_every_sample(batch: int) -> None:
-    model, x = Placed().eval(), torch.randn(batch, 3, 12, 12)
+def test_a_parameter_is_there_for_every_sample(kind: type[nn.Module], batch: int) -> None:
+    model, x = kind().eval(), torch.randn(batch, 3, 12, 12)
     compiled = compile_network(lower_with_weights(model, x[:1]))
     with torch.no_grad():
         assert torch.allclose(torch.from_numpy(compiled(x.numpy())), model(x), atol=1e-5)
@@ -569,6 +577,14 @@ def test_a_module_that_does_not_take_the_inputs_says_so(inputs: tuple[Tensor, ..
     with pytest.raises(ShapeError, match=r"inputs have shapes .*, which the module does not take: \S"):
         compiled(*inputs)
     assert capfd.readouterr() == ("", "")
+
+
+def test_another_default_type_changes_nothing() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert compile_network(zoo("digits_cnn").float())(torch.zeros(1, 1, 8, 8, dtype=torch.float32)).shape == (1, 10)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_bad_choices_end_in_one_line() -> None:
