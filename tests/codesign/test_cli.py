@@ -609,6 +609,14 @@ def test_unwritable_folder(monkeypatch, capsys, tmp_path: Path) -> None:  # type
     assert "cannot be written" in err
 
 
+def test_a_demo_into_a_file_is_refused_before_training(monkeypatch, capsys, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    place = broken(tmp_path, "file", "mine")
+    code, _, err = run(monkeypatch, capsys, "demo", "--out", place)
+    assert code == 2
+    assert err.strip() == f"error: {place}: is a file, must be a folder; choose another --out"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_empty_data_folder(monkeypatch, capsys, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setenv("CODESIGN_DATA", str(tmp_path))
     code, _, err = run(monkeypatch, capsys, "train", "lenet5", "--data", "mnist", "--out", tmp_path / "w.safetensors")
