@@ -81,7 +81,9 @@ def check_place(folder: Path) -> None:
     """Refuse a folder that holds something else; errors as `save`."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder}: is a file, must be a folder; choose another place")
-    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    names: set[str] = set()
+    with contextlib.suppress(FileNotFoundError):  # there is none, or another is just being moved there
+        names = {path.name for path in folder.iterdir()}
     if names and PLAN not in names:
         raise ConfigError(f"{folder}: not empty and not a compiled network; choose another folder")
     if others := names - {PLAN, GRAPH, LAYERS, weights_folder(Path(GRAPH)).name}:

@@ -1,5 +1,6 @@
 """Compiled networks in folders: the same answers again, and one line for whatever is wrong with a folder."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -165,6 +166,26 @@ def test_several_may_save_to_one_place(folder: Path, tmp_path: Path) -> None:
     x = example_input("digits_cnn")
     assert torch.equal(load_compiled(tmp_path / "net")(x), networks[0](x))
     assert [path.name for path in tmp_path.iterdir()] == ["net"]
+
+
+@pytest.mark.parametrize("method", ["rename", "iterdir"])
+def test_a_folder_may_go_meanwhile(folder: Path, tmp_path: Path, method: str) -> None:
+    """As where another process is putting its own there."""
+    place, whole = tmp_path / "net", getattr(Path, method)
+    shutil.copytree(folder, place)
+
+    def late(path: Path, *where: Path) -> object:
+        if (*where, path)[0] == place and place.exists():
+            shutil.rmtree(place)
+            if method == "rename":
+                raise OSError(errno.ENOTEMPTY, "Directory not empty")
+        return whole(path, *where)
+
+    network = load_compiled(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, method, late)
+        network.save(place)
+    assert load_compiled(place)(example_input("digits_cnn")).shape == (1, 10)
 
 
 def test_the_commands(folder: Path, tmp_path: Path) -> None:
