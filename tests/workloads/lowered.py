@@ -1,12 +1,14 @@
 """What the tests of lowering share: modules from functions, and the comparison of a graph with its module."""
 
+import threading
+
 import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from workloads.graph import LayerGraph, Op
-from workloads.lowering import lower_with_weights
+from workloads.lowering import TRACING, lower_with_weights
 from workloads.reference import run
 
 X = torch.randn(2, 6, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -27,6 +29,23 @@ class Call(nn.Module):
 
     def forward(self, *inputs):
         return self.function(self, *inputs)
+
+
+class Watched(nn.Conv2d):
+    """Notes at each call whether another thread could trace or call modules meanwhile."""
+
+    open: list[bool]
+
+    def forward(self, x):
+        def is_open():
+            if taken := TRACING.acquire(blocking=False):
+                TRACING.release()
+            Watched.open.append(taken)
+
+        other = threading.Thread(target=is_open)
+        other.start()
+        other.join()
+        return super().forward(x)
 
 
 def randomised(model):

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.workloads.lowered import SEQUENCE, Call, X, arrays, check, ops, parameters, randomised
+from tests.workloads.lowered import SEQUENCE, Call, Watched, X, arrays, check, ops, parameters, randomised
 from workloads.errors import LoweringError, ShapeError
 from workloads.graph import LayerGraph, Op
 from workloads.lowering import lower, lower_with_weights, measure_activation_density
@@ -561,6 +561,12 @@ class TestTheModelIsLeftAlone:
                 assert old[:2] == new[:2]
                 assert all(old[2][key] is new[2][key] for key in old[2])
             assert hooks == [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in net.modules()]
+
+    def test_one_thread_at_a_time(self):
+        Watched.open = []
+        lower(Watched(6, 4, 1), X)
+        assert Watched.open
+        assert not any(Watched.open)
 
     def test_what_the_forward_pass_keeps(self):
         def forward(m, x):

@@ -22,6 +22,7 @@ from codesign.compiler.isa import find_isa, host_isas
 from codesign.compiler.network import InTorch, Network, build
 from codesign.compiler.program import Stage
 from codesign.compiler.steps import steps_of
+from tests.workloads.lowered import Watched
 from workloads.errors import ConfigError, LoweringError, ShapeError
 from workloads.lowering import lower_with_weights
 from workloads.models import build as zoo
@@ -468,6 +469,13 @@ def test_callers_never_share_the_workers_so_that_all_wait() -> None:
     pairs = zip(recorder.callers[::2], recorder.callers[1::2], strict=True)
     assert len(recorder.callers) == 30
     assert all(first == second for first, second in pairs)
+
+
+def test_no_module_is_called_while_another_thread_traces() -> None:
+    Watched.open = []
+    compile_network(Watched(6, 4, 1), torch.zeros(1, 6, 4, 4))
+    assert len(Watched.open) > 1
+    assert not any(Watched.open)
 
 
 class Stingy(ThreadPoolExecutor):
