@@ -203,7 +203,7 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
         LoweringError: the module cannot be copied, or fails with these inputs; from the error that it raised.
     """
     twin = _twin(model)
-    inputs = tuple(item.detach().clone() for item in inputs)  # torch takes two inputs that share memory for one
+    inputs = tuple(item.detach() for item in inputs)  # torch takes one tensor given twice for one input
     try:
         with TRACING, _quiet(), torch.no_grad():
             return torch.export.export(twin, inputs, strict=False)
