@@ -52,7 +52,7 @@ Changes = Annotated[
 ]
 Data = Annotated[str, typer.Option(help="digits, mnist, cifar10, or my_file:MY_SET; digits_detection for a detector.")]
 Unknown = Annotated[str, typer.Option(help="Unknown operators: error, or vector to price as elementwise.")]
-Epochs = Annotated[int, typer.Option(min=0, help="Training epochs.")]
+Epochs = Annotated[int, typer.Option(min=1, help="Training epochs.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Same seed, same result.")]
 Threads = Annotated[int, typer.Option(min=1, help="That share each layer.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
@@ -174,7 +174,10 @@ def prune(
     weights: Weights = None,
     pretrained: Pretrained = False,
     scratch: Annotated[bool, typer.Option("--scratch", help="Start from an untrained network.")] = False,
-    epochs: Epochs = 2,
+    epochs: Annotated[
+        int,
+        typer.Option(min=0, help="Training epochs; 0 for methods that prune at once: batch norms are measured anew."),
+    ] = 2,
     rate: Annotated[float, typer.Option("--lr", help="Peak learning rate.")] = 0.02,
     batch: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 128,
     weight_decay: Annotated[float, typer.Option(help="Of the optimizer.")] = 1e-4,
@@ -230,7 +233,7 @@ def trail(
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
-    """Measure the ever sparser networks that a run left behind, and pick one by accuracy or latency."""
+    """Measure the networks that a run left behind as it removed weights, and pick one by accuracy or latency."""
     from codesign import trail as job
 
     is_wanted = min_accuracy is not None or max_latency is not None

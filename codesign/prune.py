@@ -47,7 +47,7 @@ class PruneConfig:
         options: the method's own, by name.
         targets: machines that price the network before and after.
         weights: of the network that is pruned: "pretrained", a file, or "scratch" for an untrained one.
-        epochs, rate, batch_size, weight_decay: of `pruning.training.fit`.
+        epochs, rate, batch_size, weight_decay: of `pruning.training.fit`; without epochs, as `retrain`.
         distil: whether the dense network teaches; never if it is untrained or a detector.
         attacked: so many test images are attacked with FGSM and PGD-10 (`pruning.adversarial`); 0 for none.
         unknown: "vector" prices operators that no table has as elementwise work; "error" refuses them.
@@ -202,12 +202,11 @@ def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool
     Raises:
         CodesignError: bad names or options, missing data, an output folder that cannot be used.
     """
-    from pruning.training import fit
     from workloads.models import example_input
     from workloads.models.weights import save_weights
 
     cls, images, module = start(config)
-    objective, example = objective_of(config.model), example_input(config.model)
+    example = example_input(config.model)
     asked = {"command": "prune", **asdict(config), **own_sources(config.model, config.data)}
     asked |= weights_hash(config)
     if (out / "result.json").exists() and not overwrite:  # before a method measures anything
@@ -219,17 +218,12 @@ def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool
     )
     net = copy.deepcopy(module) if pruner is None else pruner.model
     study = Study.create(out, asked, overwrite)
-    fitted = fit(
-        net, images["train"], config.epochs, config.rate, heldout=images["heldout"], objective=objective, pruner=pruner,
-        teacher=teacher(config, module), batch_size=config.batch_size, weight_decay=config.weight_decay,
-        device=device, seed=config.seed, checkpoint=out / "training.pt",
-    )  # fmt: skip
+    seconds = retrain(net, config, module, images, out, pruner, device)
     shrunk = None if pruner is None else without_dead_channels(pruner, module, example)
     sparse = net if shrunk is None else shrunk.model
     if shrunk is not None:
         shrunk.plan.save(study.path("plan"))
     save_weights(sparse, out / "model.safetensors")
-    seconds = sum(epoch.seconds for epoch in fitted.history)
     outcome = measured(config, module, sparse, images, seconds, shrunk, () if pruner is None else pruner.notes)
     write_json(study.path("result"), {"seconds": outcome.seconds, "result": outcome.to_dict()})
     return outcome
@@ -257,8 +251,9 @@ def start(config: PruneConfig) -> tuple[type[Pruner] | None, Mapping[str, Pictur
         raise ConfigError(f"--target {' '.join(config.targets)}: a machine is given twice")
     if config.attacked < 0:
         raise ConfigError(f"--attacked {config.attacked}: a number of images, 0 for none")
-    if config.epochs < 1:
-        raise ConfigError("--epochs 0: a pruned network needs training, give at least one")
+    if not config.epochs and not (cls and config.is_trained):
+        reason = "an untrained network cannot be judged" if cls else f"{DENSE} does nothing but train"
+        raise ConfigError(f"--epochs 0: {reason}, give at least one epoch")
     images = load_images(config.model, config.data)
     if config.attacked and not isinstance(images["test"], ImageData):
         raise ConfigError(f"--attacked: attacks are on pictures with one label each, {config.data} has boxes")
@@ -285,6 +280,34 @@ def teacher(config: PruneConfig, dense: nn.Module) -> nn.Module | None:
 
     is_possible = config.is_trained and isinstance(objective_of(config.model), Classification)
     return dense if config.distil and is_possible else None
+
+
+def retrain(
+    net: nn.Module,
+    config: PruneConfig,
+    dense: nn.Module,
+    images: Mapping[str, Pictures],
+    out: Path,
+    pruner: Pruner | None = None,
+    device: str = "auto",
+) -> float:
+    """Train a network in place as a run says, from where it was stopped in `out`; returns the seconds of its epochs.
+
+    Without epochs all weights stay as they are, and the statistics of batch norms are measured anew on training images.
+    """
+    from pruning.evaluation import recalibrate
+    from pruning.training import fit
+
+    if not config.epochs:
+        recalibrate(net, images["train"])
+        return 0.0
+    fitted = fit(
+        net, images["train"], config.epochs, config.rate, heldout=images["heldout"],
+        objective=objective_of(config.model), pruner=pruner, teacher=teacher(config, dense),
+        batch_size=config.batch_size, weight_decay=config.weight_decay, device=device, seed=config.seed,
+        checkpoint=out / "training.pt",
+    )  # fmt: skip
+    return sum(epoch.seconds for epoch in fitted.history)
 
 
 def measured(
@@ -368,12 +391,14 @@ def pruner_of(
         raise ConfigError(f"{config.method} needs --option {missing[0]}=...")
     make: Any = cls
     made: Pruner = make(module, (example,), steps, **options)
+    if not config.epochs and not made.is_settled:
+        raise ConfigError(f"--epochs 0: {config.method} prunes while it trains, give at least one epoch")
     return made
 
 
 def total_steps(config: PruneConfig, images: Mapping[str, Pictures]) -> int:
-    """Optimizer steps of a run."""
-    return -(-len(images["train"]) // config.batch_size) * config.epochs
+    """Optimizer steps of a run; one where it has none, since methods count in steps."""
+    return -(-len(images["train"]) // config.batch_size) * config.epochs or 1
 
 
 def without_dead_channels(pruner: Pruner, dense: nn.Module, example: Tensor) -> Shrunk:

@@ -171,9 +171,8 @@ class TrailRun:
         """Retrain the picked network, its zeros kept; test it once and price it. An interrupted retraining goes on.
 
         Args:
-            epochs, rate: of `pruning.training.fit`; 0 epochs leave the weights as they are.
+            epochs, rate: of `prune.retrain`.
         """
-        from pruning.training import fit
         from workloads.models.weights import save_weights
 
         row = self.choose(wanted)
@@ -182,15 +181,8 @@ class TrailRun:
         study = Study.create(out, {**asked, "retraining": [epochs, rate]}, overwrite)
         if study.has("result"):
             return PruneOutcome.from_dict(study.read("result")["result"])
-        net, seconds = self._network(row.step), 0.0
-        if epochs:
-            fitted = fit(
-                net, self.images["train"], epochs, rate, heldout=self.images["heldout"],
-                objective=objective_of(self.config.model), teacher=prune.teacher(self.config, self.dense),
-                batch_size=self.config.batch_size, weight_decay=self.config.weight_decay, device=device,
-                seed=self.config.seed, checkpoint=out / "training.pt",
-            )  # fmt: skip
-            seconds = sum(epoch.seconds for epoch in fitted.history)
+        net, config = self._network(row.step), replace(self.config, epochs=epochs, rate=rate)
+        seconds = prune.retrain(net, config, self.dense, self.images, out, device=device)
         save_weights(net, out / "model.safetensors")
         outcome = prune.measured(self.config, self.dense, net, self.images, seconds)
         write_json(study.path("result"), {"seconds": outcome.seconds, "result": outcome.to_dict()})

@@ -35,7 +35,7 @@ from pruning.training import Classification
 from tests.pruning.cutting import parameters
 from workloads.data import detection, digits, load
 from workloads.data.sets import Arrays, Part
-from workloads.errors import ConfigError, LoweringError, PlanError
+from workloads.errors import CodesignError, ConfigError, LoweringError, PlanError
 from workloads.lowering import lower
 from workloads.models import build, example_input
 from workloads.models.weights import load_weights, save_weights
@@ -265,6 +265,35 @@ def test_a_method_that_thins_by_itself_keeps_its_counts(tmp_path: Path) -> None:
     before, after = found.priced["ideal"]
     assert after.macs <= 0.5 * before.macs
     assert found.nonzero_macs < 0.5 * after.macs
+
+
+def test_without_epochs_weights_stay_and_norms_are_measured_anew(tmp_path: Path) -> None:
+    weights = tmp_path / "dense.safetensors"
+    save_weights(build("digits_cnn"), weights)
+    config = dataclasses.replace(CONFIG, options={"density": 0.5}, weights=str(weights), epochs=0)
+    for name in ("one_shot_magnitude", "wanda"):
+        outcome = prune.run(dataclasses.replace(config, method=name), tmp_path / name)
+        assert outcome.seconds == 0
+    dense, sparse = load_file(weights), load_file(tmp_path / "one_shot_magnitude" / "model.safetensors")
+    for name, weight in dense.items():
+        if name.endswith("weight"):
+            kept = sparse[name] != 0
+            assert kept.double().mean() <= (0.51 if weight.dim() == 4 and name != "conv.weight" else 1)
+            assert torch.equal(sparse[name][kept], weight[kept])
+    assert not torch.allclose(sparse["block2.bn1.running_var"], torch.ones(64), rtol=0.1)
+    for name, line in REFUSED_WITHOUT_EPOCHS.items():
+        with pytest.raises(CodesignError, match=line):
+            prune.run(dataclasses.replace(config, method=name), tmp_path / "refused")
+    with pytest.raises(ConfigError, match="--epochs 0: an untrained network cannot be judged, give at least one epoch"):
+        prune.start(dataclasses.replace(config, method="wanda", weights="scratch"))
+
+
+REFUSED_WITHOUT_EPOCHS = {
+    "gradual_magnitude": "^--epochs 0: gradual_magnitude prunes while it trains, give at least one epoch$",
+    "learned_threshold": "^--epochs 0: learned_threshold prunes while it trains, give at least one epoch$",
+    "pconv": "^options begin=0.0, end=0.5 of pconv: both are step 0 of 1; train longer$",
+    "dense": "^--epochs 0: dense does nothing but train, give at least one epoch$",
+}
 
 
 def test_other_weights_in_the_same_file_are_another_run(tmp_path: Path) -> None:
