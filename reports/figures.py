@@ -17,7 +17,7 @@ from accel_models.validation import LEVEL
 from reports.comparison import Comparison, LayerChange, TargetTable
 from reports.drawing import BLUE, CAUSE_LOOKS, GREEN, GREY, ORANGE, RED, finish, new_figure, styled
 from reports.numbers import SCALES, TIME, digits, quantity, shorten, unit_of
-from reports.records import FrontPoint, FrontRecord, RooflineRecord, StaircaseRecord
+from reports.records import FrontPoint, FrontRecord, RooflinePoint, RooflineRecord, StaircaseRecord
 from reports.spending import CAUSES, spent_in_all
 
 if TYPE_CHECKING:
@@ -190,15 +190,17 @@ def _scatter(axes: Axes, front: FrontRecord, points: Sequence[tuple[FrontPoint, 
             axes.scatter(*zip(*chosen, strict=True), label=label, **{"s": 10 if len(points) > 100 else 26, **look})
     if front.metric in front.budgets:
         limit = front.budgets[front.metric] / size
-        right = max(axes.get_xlim()[1], limit * 1.05)
         axes.axvline(limit, color=RED, linestyle="--", linewidth=1, label="budget", zorder=1.9)
+        left, right = axes.get_xlim()  # holds points and line, with the margin of its own span
         axes.axvspan(limit, right, facecolor=RED, alpha=0.06, linewidth=0)
-        axes.set_xlim(right=right)
+        axes.set_xlim(left, right)
 
 
 # ---- roofline -------------------------------------------------------------------------------------------------------
 
 
+Mark = tuple[float, float, float]  # where it lies, in data units, and its area in square points
+LABEL = 4.5  # points from the middle of a number to its edge
 NETWORK_LOOKS: Sequence[Any] = (
     {"marker": "o", "facecolors": "none", "edgecolors": BLUE},
     {"marker": "^", "facecolors": ORANGE, "edgecolors": "black"},
@@ -217,13 +219,12 @@ def roofline_figure(records: Sequence[tuple[str, RooflineRecord]], note: str) ->
     with styled():
         figure, (axes,) = new_figure(4.2)
         axes.plot(x, [first.roof(v) / size for v in x], color="black", linewidth=1.4)
+        marks: list[Mark] = []
         for (label, record), look in zip(records, NETWORK_LOOKS, strict=False):
-            axes.scatter(
-                [point.intensity for point in record.points],
-                [point.achieved / size for point in record.points],
-                s=[14 + 500 * point.share for point in record.points],
-                label=label, linewidths=0.9, zorder=3, alpha=0.85, **look,
-            )  # fmt: skip
+            own = [(point.intensity, point.achieved / size, 14 + 500 * point.share) for point in record.points]
+            across, up, area = zip(*own, strict=True) if own else ((), (), ())
+            axes.scatter(across, up, s=area, label=label, linewidths=0.9, zorder=3, alpha=0.85, **look)
+            marks += own
         for axis, scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
             scale("log")
             axis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -236,45 +237,60 @@ def roofline_figure(records: Sequence[tuple[str, RooflineRecord]], note: str) ->
             f"roof: {digits(first.peak / size)} {unit}MAC/s ({first.precision}), "
             f"{first.memory} {quantity(first.bandwidth, SCALES['size'])}/s"
         )
-        _number_layers(figure, axes, *records[-1], size)
+        named = _name_layers(figure, axes, *records[-1])
         finish(figure, note)
+        _number(axes, [(point.intensity, point.achieved / size) for point in named], marks)
     return figure
 
 
-def _number_layers(figure: Figure, axes: Axes, label: str, record: RooflineRecord, size: float, most: int = 8) -> None:
-    """Numbers beside the points with most time, their names in the legend; points in one place share a number."""
+def _name_layers(figure: Figure, axes: Axes, label: str, record: RooflineRecord, most: int = 8) -> list[RooflinePoint]:
+    """The layers with most time, numbered and named in the legend; points in one place share a number."""
     from matplotlib.lines import Line2D
 
-    places: dict[tuple[str, str], list[int]] = {}
-    for i, point in enumerate(record.points):
-        places.setdefault((f"{point.intensity:.2g}", f"{point.achieved:.2g}"), []).append(i)
-    share = {place: sum(record.points[i].share for i in members) for place, members in places.items()}
+    places: dict[tuple[str, str], list[RooflinePoint]] = {}
+    for point in record.points:
+        places.setdefault((f"{point.intensity:.2g}", f"{point.achieved:.2g}"), []).append(point)
+    share = {place: sum(point.share for point in members) for place, members in places.items()}
     handles, labels = axes.get_legend_handles_labels()
     markers = len(handles)
-    taken: list[Any] = []
-    for number, place in enumerate(sorted(places, key=lambda p: (-share[p], p))[:most], 1):
-        members = places[place]
-        point = record.points[members[0]]
-        taken.append(_number(axes, number, (point.intensity, point.achieved / size), taken))
-        more = f" + {len(members) - 1} alike" if len(members) > 1 else ""
+    chosen = sorted(places, key=lambda p: (-share[p], p))[:most]
+    for number, place in enumerate(chosen, 1):
+        more = f" + {len(places[place]) - 1} alike" if len(places[place]) > 1 else ""
         handles.append(Line2D([], [], linestyle="none"))
-        labels.append(f"{number}  {shorten(point.name, 22)}{more}, {share[place]:.0%}")
+        labels.append(f"{number}  {shorten(places[place][0].name, 22)}{more}, {share[place]:.0%}")
     title = f"share of the time\n({label})" if label else "share of the time"
     legend = figure.legend(handles, labels, loc="outside right upper", handlelength=1, title=title)
     for handle in legend.legend_handles[:markers]:
         handle.set_sizes([30])  # type: ignore[union-attr]
+    return [places[place][0] for place in chosen]
 
 
-def _number(axes: Axes, number: int, place: tuple[float, float], taken: Sequence[Any]) -> Any:
-    """Write a number beside a point where no other one stands; where it stands, in pixels."""
-    x, y = axes.transData.transform(place)
-    offsets = [(0, -12), (0, 9), (11, -3), (-11, -3), (0, -22), (0, 19), (21, -3), (-21, -3)]
-    free = [o for o in offsets if all(math.dist((x + o[0], y + o[1]), other) > 9 for other in taken)]
-    dx, dy = (free or offsets)[0]
-    look: Any = {"textcoords": "offset points", "fontsize": 7.5, "ha": "center", "zorder": 5}
-    ground = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.6}
-    axes.annotate(str(number), place, xytext=(dx, dy), bbox=ground, **look)
-    return x + dx, y + dy
+def _number(axes: Axes, places: Sequence[tuple[float, float]], marks: Sequence[Mark]) -> None:
+    """Write 1, 2, ... at these marks where nothing is hidden; a line leads from a number that stands farther off.
+
+    The axes must have their final size.
+    """
+    to_points = 72 / axes.figure.dpi
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return tuple(axes.transData.transform((x, y)) * to_points)
+
+    taken = [(*at(x, y), math.sqrt(area) / 2) for x, y, area in marks]
+    taken += [(*at(x, y), 0.0) for x, y in np.asarray(axes.lines[0].get_xydata(), float)]  # the roof
+    frame = axes.bbox.padded(-LABEL / to_points)
+    for number, place in enumerate(places, 1):
+        x, y = at(*place)
+        own = max(radius for *centre, radius in taken if math.dist(centre, (x, y)) < 1e-6)
+        rings = [(own + LABEL + gap, turn * math.tau / 16) for gap in (1.5, 7, 14, 22, 32) for turn in range(16)]
+        spots = [(far * math.sin(angle), -far * math.cos(angle)) for far, angle in rings]  # below the mark first
+        inside = [spot for spot in spots if frame.contains((x + spot[0]) / to_points, (y + spot[1]) / to_points)]
+        room = [min(math.dist((x + dx, y + dy), each[:2]) - each[2] for each in taken) for dx, dy in inside]
+        dx, dy = inside[next((i for i, free in enumerate(room) if free > LABEL), int(np.argmax(room)))]
+        taken.append((x + dx, y + dy, LABEL))
+        look: Any = {"textcoords": "offset points", "fontsize": 7.5, "ha": "center", "va": "center", "zorder": 2.9}
+        if math.hypot(dx, dy) > own + LABEL + 2:
+            look["arrowprops"] = {"arrowstyle": "-", "linewidth": 0.5, "color": GREY, "shrinkA": 0, "shrinkB": 0}
+        axes.annotate(str(number), place, xytext=(dx, dy), **look)
 
 
 # ---- staircases -----------------------------------------------------------------------------------------------------

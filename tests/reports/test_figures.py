@@ -1,5 +1,8 @@
 """Figures: what is drawn follows from the record; same record, same bytes; names are text, never formulas."""
 
+import dataclasses
+import itertools
+import math
 import os
 import re
 import subprocess
@@ -8,10 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 
 from reports import figures
 from reports.comparison import compare, compare_targets
 from reports.drawing import CAUSE_LOOKS, STYLE, png, styled, svg
+from reports.records import FrontPoint, RooflinePoint, RooflineRecord
 from reports.spending import CAUSES
 from tests.reports.builders import after, before, front, price, result, roofline, staircase
 
@@ -135,12 +141,58 @@ def test_kinds_of_candidates_are_told_apart_without_colour() -> None:
     assert set(CAUSE_LOOKS) == set(CAUSES)
 
 
-def test_a_front_without_measurements_is_one_panel() -> None:
-    import dataclasses
+@pytest.mark.parametrize("name", ["layers", "simulation", "front", "targets"])
+def test_a_legend_fits_onto_the_figure(name: str) -> None:
+    figure = DRAWN[name]()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    box = figure.legends[0].get_window_extent(canvas.get_renderer())  # type: ignore[attr-defined]
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
 
+
+def test_a_front_without_measurements_is_one_panel() -> None:
     points = tuple(dataclasses.replace(point, heldout_accuracy=None) for point in front().points)
     assert len(figures.front_figure(dataclasses.replace(front(), points=points), NOTE).axes) == 1
     assert len(DRAWN["front"]().axes) == 2
+
+
+def test_the_measured_candidates_fill_their_panel_beside_the_budget() -> None:
+    """Six candidates within 3 % below the budget: what lies beyond it is a margin, not most of the panel."""
+    near = [FrontPoint(0.1, (400 - 2 * i) * 1e-6, 8e-6, 2000, heldout_accuracy=0.9) for i in range(6)]
+    points = (*front().points[2:], *near)
+    axes = figures.front_figure(dataclasses.replace(front(), points=points, budgets={"latency": 402e-6}), NOTE).axes[1]
+    left, right = axes.get_xlim()
+    assert left < 390 < 402 < right
+    assert right - 402 < 0.1 * (right - left)
+
+
+def crowd(count: int) -> RooflineRecord:
+    """Layers in a dense cluster, so that the place below a mark is often taken by another."""
+    points = tuple(
+        RooflinePoint(f"layer{i}", 20.0 * 1.06 ** (i % 7), 5e6 * 1.12 ** (i // 7 - i % 3), 1 / count, "compute")
+        for i in range(count)
+    )
+    return dataclasses.replace(roofline(), points=points)
+
+
+@pytest.mark.parametrize("count", [1, 7, 30])
+def test_numbers_in_a_roofline_hide_no_mark_and_no_other_number(count: int) -> None:
+    figure = figures.roofline_figure([("before", roofline()), ("after", crowd(count))], NOTE)
+    axes = figure.axes[0]
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    boxes = [Text.get_window_extent(text, canvas.get_renderer()) for text in axes.texts]  # type: ignore[attr-defined]
+    assert len(boxes) == min(count, 8)
+    for marks in axes.collections:
+        centres = axes.transData.transform(marks.get_offsets())
+        for (x, y), area in zip(centres, marks.get_sizes(), strict=True):
+            radius = math.sqrt(area) / 2 * figure.dpi / 72
+            for box in boxes:
+                nearest = (min(max(x, box.x0), box.x1), min(max(y, box.y0), box.y1))
+                assert math.dist((x, y), nearest) >= 0.9 * radius
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other)
+    assert all(axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 for box in boxes)
 
 
 def test_nothing_global_is_left_behind() -> None:
