@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PANELS: Mapping[str, str] = {  # quantity of a row: (panel)
-    "cycles": "time (s)",
-    "latency": "time (s)",
-    "throughput": "time (s)",
-    "energy": "energy (J)",
-    "power": "power (W)",
-    "traffic": "traffic (B)",
+PANELS: Mapping[str, str] = {  # quantity of a row: panel; ticks carry the unit where it varies
+    "cycles": "time",
+    "latency": "time",
+    "throughput": "time",
+    "energy": "energy",
+    "power": "power",
+    "traffic": "traffic",
     "fact": "counts",
     "share": "shares (%)",
 }
@@ -39,13 +39,13 @@ LOOKS: Mapping[str, tuple[str, str]] = {  # kind of evidence: (colour, marker)
     "post_layout_simulation": (RED, "v"),
 }
 POWER: Scale = ((1.0, "W"), (1e-3, "mW"), (1e-6, "µW"))
-PARTS = "parts of the time (s)"  # facts in cycles or units of time
+PARTS = "parts of the time"  # facts in cycles or units of time
 SCALES_OF: Mapping[str, Scale] = {
-    "time (s)": TIME,
+    "time": TIME,
     PARTS: TIME,
-    "energy (J)": ENERGY,
-    "power (W)": POWER,
-    "traffic (B)": SIZE,
+    "energy": ENERGY,
+    "power": POWER,
+    "traffic": SIZE,
 }
 STEPS = (
     (10, 12, 15, 20, 25, 30, 40, 50, 60, 80),
@@ -59,7 +59,7 @@ BAND = 0.2  # relative error that the dashed lines mark
 
 @dataclass(frozen=True)
 class Point:
-    """One published number, in the panel's unit; `fitted` if the model was calibrated with it.
+    """One published number, in SI units, shares in percent; `fitted` if the model was calibrated with it.
 
     `error` is the row's own, as in the tables: of a throughput that of the throughput, where the panel shows times.
     """
@@ -184,6 +184,7 @@ def _panel(axes: Axes, panel: str, points: Sequence[Point]) -> None:
         _logarithmic(axes, low, high, SCALES_OF.get(panel, COUNT))
     axes.set(xlim=(low, high), ylim=(low, high), title=panel, xlabel="published", ylabel="predicted")
     axes.set_aspect("equal", adjustable="box")
+    axes.tick_params(labelsize=7.5)
     _name_worst(axes, max(points, key=lambda point: abs(point.error)))
 
 
