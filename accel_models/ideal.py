@@ -4,7 +4,7 @@
 
 d is the fraction of multiplications that the machine need not skip (1 unless `skips_zero_weights`). Bytes are what
 must move if buffers are unlimited: every input, weight and output once, weights as plain arrays. Elementwise layers
-cost their bytes only. Known to be wrong everywhere on purpose: no launch, no padding, no imbalance, no refetch.
+cost their bytes only. Known to be wrong everywhere on purpose: no launch, no overhead, no imbalance, no refetch.
 """
 
 from __future__ import annotations

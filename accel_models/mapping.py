@@ -26,7 +26,8 @@ class Steps:
         parallel: tiles that run side by side (cores); >= 1.
         floor_cycles: of one tile, the multiplications really performed over the peak of what runs the tile; of a layer
             that does not multiply, its elements at the rate of the unit that works on them. No tile takes less.
-        mean_cycles: of one tile, compute cycles averaged over the units; >= floor_cycles, the rest is padding.
+        mean_cycles: of one tile, compute cycles averaged over the units; >= floor_cycles, the rest is overhead: idle
+            lanes, rounding up to whole tiles, ramp-up, instructions that do not multiply.
         slowest_cycles: of one tile, compute cycles of the slowest unit; >= mean_cycles, the rest is imbalance.
         port_bytes: (rows, steps, ports), bytes moved by one tile through each port of the spec.
         accesses: (rows, components), units of each energy component for the whole row.

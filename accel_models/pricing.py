@@ -100,7 +100,7 @@ class Target:
                     traffic_bytes=timeline.port_bytes,
                     port_cycles=timeline.port_cycles,
                     useful_cycles=timeline.useful,
-                    padding_cycles=timeline.padding,
+                    overhead_cycles=timeline.overhead,
                     imbalance_cycles=timeline.imbalance,
                     memory_cycles=timeline.memory,
                     launch_cycles=timeline.launch,
@@ -147,12 +147,12 @@ def _bound(timeline: Timeline) -> np.ndarray:
 
     A memory binds if its port is busy for at least as long as all computing takes and something waits for it, or if
     waiting is the largest part; it is then named after the busiest port. Otherwise the largest part names what binds:
-    launch (which wins over a port too), imbalance, padding, or useful work, called compute.
+    launch (which wins over a port too), imbalance, overhead, or useful work, called compute.
     """
-    parts = np.stack([timeline.useful, timeline.padding, timeline.imbalance, timeline.launch, timeline.memory], axis=1)
+    parts = np.stack([timeline.useful, timeline.overhead, timeline.imbalance, timeline.launch, timeline.memory], axis=1)
     largest = np.argmax(parts, axis=1)
     busiest = len(BOUNDS) + np.argmax(timeline.port_cycles, axis=1)
-    compute = timeline.useful + timeline.padding + timeline.imbalance
+    compute = timeline.useful + timeline.overhead + timeline.imbalance
     on_memory = (timeline.port_cycles.max(axis=1) >= compute) & (timeline.memory > 0)
     bound = np.where(on_memory & (largest != 3), busiest, np.where(largest == 4, busiest, largest))
     return np.where(timeline.cycles > 0, bound, BOUNDS.index("none"))

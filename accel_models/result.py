@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from accel_models.quantities import COUNT, ENERGY, TIME, Scale, digits, unit_of
 from accel_models.spec import HardwareSpec
 from accel_models.validation import LEVEL, ErrorBar, ErrorBars, error_bars
 from workloads.errors import ConfigError
 from workloads.graph import Kind, LayerGraph
 
-VERSION = 2  # of the JSON of a simulation result
-BOUNDS = ("compute", "padding", "imbalance", "launch", "none")  # ports of the spec follow
+VERSION = 3  # of the JSON of a simulation result
+BOUNDS = ("compute", "overhead", "imbalance", "launch", "none")  # ports of the spec follow
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Prices:
         cycles, latency_s: of the row.
         energy_j: (rows, components); the last is static energy.
         traffic_bytes, port_cycles: (rows, ports), bytes through each memory's port and the cycles it is busy.
-        useful_cycles, padding_cycles, imbalance_cycles, memory_cycles, launch_cycles: parts that sum to `cycles`.
+        useful_cycles, overhead_cycles, imbalance_cycles, memory_cycles, launch_cycles: parts that sum to `cycles`.
         bound: int64, index into BOUNDS, then into the spec's ports.
         kernel: int64, index into `kernels`.
     """
@@ -38,7 +39,7 @@ class Prices:
     traffic_bytes: np.ndarray
     port_cycles: np.ndarray
     useful_cycles: np.ndarray
-    padding_cycles: np.ndarray
+    overhead_cycles: np.ndarray
     imbalance_cycles: np.ndarray
     memory_cycles: np.ndarray
     launch_cycles: np.ndarray
@@ -78,11 +79,12 @@ class LayerPrice:
     Attributes:
         name, op, shape: the layer. kernel: which kernel or mapping runs it.
         macs: nominal multiply-accumulates. density: of its weights.
-        cycles, latency_s: total. `lost` splits cycles into useful, padding, imbalance, memory and launch.
-            (On a measured machine all that is not useful is "other".)
+        cycles, latency_s: total. `lost` splits cycles into useful (multiplications really performed, at peak), overhead
+            (other computing: idle lanes, rounding up to whole tiles, ramp-up, instructions that do not multiply),
+            imbalance, memory and launch. (On a measured machine all that is not useful is "other".)
         energy_j: by component. traffic_bytes: by memory level. Empty where they are not known.
         utilization: useful cycles over cycles.
-        bound: compute, padding, imbalance, launch, the name of a memory, none (no time), or unknown.
+        bound: compute, overhead, imbalance, launch, the name of a memory, none (no time), or unknown.
     """
 
     name: str
@@ -98,6 +100,11 @@ class LayerPrice:
     traffic_bytes: Mapping[str, float]
     utilization: float
     bound: str
+
+    @property
+    def bound_by(self) -> str:
+        """What bounds the layer in words of reports: `bound`, but a layer without MACs computes elementwise."""
+        return "elementwise" if not self.macs and self.bound in ("compute", "overhead") else self.bound
 
 
 @dataclass(frozen=True)
@@ -182,17 +189,22 @@ class SimulationResult:
 
     def __str__(self) -> str:
         wide = max([len(layer.name) for layer in self.layers] + [5])
-        lines = [f"{'layer':{wide}} {'op':12} {'MACs (M)':>9} {'cycles':>12} {'time (us)':>10} {'used':>5}  bound by"]
+        macs, macs_unit = unit_of([layer.macs for layer in self.layers], COUNT)
+        time, time_unit = unit_of([layer.latency_s for layer in self.layers], TIME)
+        heads = (f"MACs ({macs_unit})" if macs_unit else "MACs", f"time ({time_unit})")
+        lines = [f"{'layer':{wide}} {'op':12} {heads[0]:>9} {'cycles':>12} {heads[1]:>10} {'used':>5}  bound by"]
         for layer in self.layers:
             if layer.cycles > 0:
+                multiplied = digits(layer.macs / macs) if layer.macs else ""
                 lines.append(
-                    f"{layer.name:{wide}} {layer.op:12} {layer.macs / 1e6:9.2f} {layer.cycles:12,.0f} "
-                    f"{layer.latency_s * 1e6:10.1f} {layer.utilization:5.0%}  {layer.bound}"
+                    f"{layer.name:{wide}} {layer.op:12} {multiplied:>9} {layer.cycles:12,.0f} "
+                    f"{digits(layer.latency_s / time):>10} {layer.utilization:5.0%}  {layer.bound_by}"
                 )
-        energy_mj = with_interval(self.energy_j, self.energy_error)
+        latency = with_interval(self.latency_s, self.time_error, TIME)
+        energy = with_interval(self.energy_j, self.energy_error, ENERGY)
         lines.append(
-            f"{self.graph} on {self.title} ({self.precision}): {with_interval(self.latency_s, self.time_error)} ms, "
-            f"{'energy unknown' if math.isnan(self.energy_j) else f'{energy_mj} mJ'}, {self.cycles:,.0f} cycles; "
+            f"{self.graph} on {self.title} ({self.precision}): {latency}, "
+            f"{'energy unknown' if math.isnan(self.energy_j) else energy}, {self.cycles:,.0f} cycles; "
             f"{describe_error(self.error)}"
         )
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
@@ -212,17 +224,18 @@ def describe_error(error: ErrorBars | None) -> str:
     return "; ".join(str(bar) if bar else f"no published {name} is at hand" for name, bar in known)
 
 
-def with_interval(value: float, error: ErrorBar | None, scale: float = 1e3) -> str:
-    """A value times `scale` and, in brackets, the interval in which a published value is expected.
+def with_interval(value: float, error: ErrorBar | None, scale: Scale) -> str:
+    """A value in its unit and, in brackets, the interval in which a published value is expected.
 
-    >>> with_interval(0.0125, None)
-    '12.500'
+    >>> with_interval(0.0125, None, TIME)
+    '12.5 ms'
     """
-    shown = f"{value * scale:.3f}"
+    size, unit = unit_of([value], scale)
+    shown = f"{digits(value / size)} {unit}"
     if error is None or error.absolute is None:
         return shown
-    low, high = (bound * scale for bound in error.absolute.around(value))
-    return f"{shown} ({LEVEL:.0%} interval {low:.3f} to {high:.3f}{error.caveat})"
+    low, high = (digits(bound / size) for bound in error.absolute.around(value))
+    return f"{shown} ({LEVEL:.0%} interval {low} to {high} {unit}{error.caveat})"
 
 
 def summarize(
@@ -230,7 +243,7 @@ def summarize(
 ) -> SimulationResult:
     """Arrays to a record a layer."""
     bounds = (*BOUNDS, *spec.ports)
-    parts = ("useful", "padding", "imbalance", "memory", "launch")
+    parts = ("useful", "overhead", "imbalance", "memory", "launch")
     lost = np.stack([getattr(prices, f"{part}_cycles") for part in parts], axis=1).tolist()
     cycles, latency_s, kernel, bound = (
         values.tolist() for values in (prices.cycles, prices.latency_s, prices.kernel, prices.bound)

@@ -154,11 +154,11 @@ class TargetContract:
     def test_parts_sum_to_totals(self, machine: Target) -> None:
         prices = machine.price(self.rows(machine))
         parts = (
-            prices.useful_cycles + prices.padding_cycles + prices.imbalance_cycles
+            prices.useful_cycles + prices.overhead_cycles + prices.imbalance_cycles
             + prices.memory_cycles + prices.launch_cycles
         )  # fmt: skip
         np.testing.assert_allclose(parts, prices.cycles, rtol=1e-9)
-        for part in ("useful", "padding", "imbalance", "memory", "launch"):
+        for part in ("useful", "overhead", "imbalance", "memory", "launch"):
             assert (getattr(prices, f"{part}_cycles") >= -1e-6 * prices.cycles - 1e-9).all(), part
 
     def test_never_below_compute_or_bandwidth(self, machine: Target) -> None:

@@ -14,7 +14,7 @@ cycles are summed before the maximum is taken. The next wave's data come while o
            = prologue + f(last) + a(last)                                                   of one wave
 
 Steps of a row and rows of a graph follow one another. The cycles of a row are split into parts that sum to them
-exactly: the useful floor, padding, imbalance, waiting for memory, and launch (prologue).
+exactly: the useful floor, overhead, imbalance, waiting for memory, and launch (prologue).
 
 Known to be wrong where two engines run at once, or where tiles of one step differ (the event-driven engine plays
 those); tiles side by side are taken to share a shared port evenly.
@@ -37,14 +37,14 @@ class Timeline:
     """Cycles of every row and what they were spent on; float64 (rows,) where not said otherwise.
 
     Attributes:
-        cycles: of the row, all steps; the sum of `useful`, `padding`, `imbalance`, `memory` and `launch`.
+        cycles: of the row, all steps; the sum of `useful`, `overhead`, `imbalance`, `memory` and `launch`.
         port_cycles: (rows, ports), cycles in which each port is busy.
         port_bytes: (rows, ports), bytes moved through each port.
     """
 
     cycles: np.ndarray
     useful: np.ndarray
-    padding: np.ndarray
+    overhead: np.ndarray
     imbalance: np.ndarray
     memory: np.ndarray
     launch: np.ndarray
@@ -74,7 +74,7 @@ def closed_form(steps: Steps, spec: HardwareSpec) -> Timeline:
     return Timeline(
         cycles=cycles,
         useful=useful,
-        padding=mean - useful,
+        overhead=mean - useful,
         imbalance=busy - mean,
         memory=cycles - busy - launch,
         launch=launch,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from codesign.budgets import show
 from workloads.errors import CodesignError, ConfigError, PlanError
 
 if TYPE_CHECKING:
@@ -160,7 +158,9 @@ def simulation(
         raise ConfigError(f"--trace: {machines[0].name} is measured; only simulated machines are played")
     results = [_priced(subject.name, ready, each) for each in machines]
     for result in results:
-        print(result)
+        if len(results) > 1:
+            console().print(result.target, style="bold", markup=False, soft_wrap=True)
+        print(result, end="\n\n" if len(results) > 1 else "\n")
     if len(results) > 1:
         console().print(_summary(results))
     if out:
@@ -174,14 +174,16 @@ def simulation(
 
 
 def _summary(results: Sequence[SimulationResult]) -> Table:
-    """A line a machine, the fastest first."""
-    table = Table("target", "precision", "latency", "energy", "cycles", "most time", box=None, title=results[0].graph)
-    for result in sorted(results, key=lambda each: each.latency_s):
-        lost = result.lost_by_cause()
-        most = max(lost, key=lost.__getitem__)
-        energy = "unknown" if math.isnan(result.energy_j) else show("energy", result.energy_j)
-        shown = (show("latency", result.latency_s), energy, f"{result.cycles:,.0f}")
-        table.add_row(result.target, result.precision, *shown, f"{most} {lost[most] / max(result.cycles, 1):.0%}")
+    """A line a machine, the fastest first; the same numbers and words as on the page of `--report`."""
+    from accel_models.quantities import ENERGY, TIME, quantity
+    from reports.comparison import compare_targets
+
+    heads = ("target", "precision", "latency", "energy", "cycles", "bound by (share of time)")
+    table = Table(*heads, box=None, title=results[0].graph)
+    for row in sorted(compare_targets(results).rows, key=lambda each: each.latency_s):
+        energy = "unknown" if row.energy_j is None else quantity(row.energy_j, ENERGY)
+        shown = (quantity(row.latency_s, TIME), energy, f"{row.cycles:,.0f}", row.bound_by)
+        table.add_row(row.target, row.precision, *shown)
     return table
 
 

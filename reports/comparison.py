@@ -15,8 +15,9 @@ from typing import ClassVar
 from accel_models.result import LayerPrice, SimulationResult, describe_error
 from accel_models.validation import LEVEL, ErrorBar, ErrorBars
 from reports.codec import Record
+from reports.numbers import COUNT, quantity
 from reports.reasons import SAME, Pair, why_not_faster
-from reports.spending import bound_by, spent_in_all
+from reports.spending import spent_in_all
 from workloads.errors import ConfigError
 
 
@@ -122,7 +123,7 @@ class Comparison(Record):
     """
 
     FORMAT: ClassVar[str] = "codesign.comparison"
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
 
     graph: str
     target: str
@@ -204,7 +205,7 @@ class Comparison(Record):
         for change in filter(lambda change: change.costs_time, self.layers):
             before, after = (side.latency_s * 1e6 if side else 0.0 for side in (change.before, change.after))
             gain = f"{change.speedup:7.2f}x" if change.speedup else " " * 8
-            bound = " -> ".join(dict.fromkeys(bound_by(side) for side in (change.before, change.after) if side))
+            bound = " -> ".join(dict.fromkeys(side.bound_by for side in (change.before, change.after) if side))
             reason = "; ".join(filter(None, (bound, change.why)))
             lines.append(f"{change.name:{wide}} {before:12.1f} {after:12.1f} {gain}  {reason}")
         before, after = self.latency_s
@@ -281,6 +282,11 @@ class TargetRow:
         return self.spent.get("useful", 0.0) / self.cycles if self.cycles else 0.0
 
     @property
+    def bound_by(self) -> str:
+        """What bounds the layers as text, each with its share of the time; 1 % and less left out."""
+        return ", ".join(f"{what} {share:.0%}" for what, share in self.bound.items() if share > 0.01)
+
+    @property
     def interval_s(self) -> tuple[float, float] | None:
         """Where a published latency is expected; None where too little was published to say."""
         return _around(self.latency_s, self.error.time if self.error else None)
@@ -313,7 +319,7 @@ class TargetTable(Record):
     """One network on several machines."""
 
     FORMAT: ClassVar[str] = "codesign.target_table"
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
 
     graph: str
     macs: int
@@ -324,7 +330,7 @@ class TargetTable(Record):
         between = [row.expected_ms for row in self.rows]
         widest = max(22, *map(len, between))
         lines = [
-            f"{self.graph}, {self.macs / 1e6:,.2f} M MACs",
+            f"{self.graph}, {quantity(self.macs, COUNT)} MACs",
             f"{'machine':{wide}} {'time (ms)':>10} {f'{LEVEL:.0%} interval':>{widest}} {'energy (mJ)':>12}",
         ]
         for row, expected in zip(self.rows, between, strict=True):
@@ -378,5 +384,5 @@ def bound_shares(result: SimulationResult) -> dict[str, float]:
     found: dict[str, float] = {}
     for layer in result.layers:
         if layer.cycles > 0:
-            found[bound_by(layer)] = found.get(bound_by(layer), 0.0) + layer.cycles / result.cycles
+            found[layer.bound_by] = found.get(layer.bound_by, 0.0) + layer.cycles / result.cycles
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))

@@ -29,7 +29,7 @@ BLUE, ORANGE, GREEN, RED, SKY, PURPLE, GREY = (
 CAUSE_LOOKS: Mapping[str, tuple[str, str]] = {  # cause of `spending`: (colour, hatch)
     "useful": (BLUE, ""),
     "elementwise": (SKY, "--"),
-    "padding": (ORANGE, "////"),
+    "overhead": (ORANGE, "////"),
     "imbalance": (PURPLE, "xxxx"),
     "memory": (GREEN, "|"),
     "launch": (RED, "\\\\\\\\"),

@@ -24,7 +24,7 @@ from reports import figures, numbers
 from reports.comparison import TargetTable, compare_targets
 from reports.drawing import png, svg
 from reports.records import ReportRecord, standard_error
-from reports.spending import bound_by, largest_loss
+from reports.spending import largest_loss
 from workloads.errors import ConfigError, DataError
 from workloads.store import write_file
 
@@ -160,7 +160,6 @@ def _environment() -> Environment:
         LEVEL=LEVEL,
         standard_error=standard_error,
         unit_of=numbers.unit_of,
-        bound_by=bound_by,
         largest_loss=largest_loss,
         TIME=numbers.TIME,
         ENERGY=numbers.ENERGY,

@@ -1,13 +1,13 @@
 """Why a layer did not get faster although something was removed from it.
 
-Everything follows from two prices of one layer: what its cycles were spent on (useful, padding, imbalance, memory,
+Everything follows from two prices of one layer: what its cycles were spent on (useful, overhead, imbalance, memory,
 launch), what bounds it, its traffic and its shape. The first rule that applies gives the sentence.
 
     useful     the multiplications really performed, over peak
-    padding    the machine computes in blocks that the layer does not fill
+    overhead   other computing: idle lanes, rounding up to whole tiles, ramp-up, instructions that do not multiply
     imbalance  units wait for the slowest one
     memory     units wait for data
-    launch     set-up that does not depend on the layer's size
+    launch     launch and set-up before the layer's first tile
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-from accel_models.result import BOUNDS, LayerPrice
+from accel_models.result import LayerPrice
 from reports.spending import spent
 from workloads.graph import KIND, Kind, Op
 
@@ -25,7 +25,7 @@ SAME = 0.02  # relative: less than this is no change
 PARTS = {
     "useful": "multiplications",
     "elementwise": "elementwise work",
-    "padding": "padding to the machine's blocks",
+    "overhead": "compute overhead (idle lanes, other instructions)",
     "imbalance": "waiting for the slowest unit",
     "memory": "waiting for memory",
     "launch": "launch and set-up",
@@ -74,6 +74,17 @@ class Pair:
         """Cycles that a part grew by."""
         return self.after.lost.get(part, 0.0) - self.before.lost.get(part, 0.0)
 
+    def kept(self, part: str) -> float:
+        """Cycles of a part beyond those that it would have if it had shrunk as the work did."""
+        return self.after.lost.get(part, 0.0) - self.before.lost.get(part, 0.0) * min(self.work, 1.0)
+
+    @property
+    def removed(self) -> str:
+        """What was removed, in words."""
+        if self.channels:
+            return "going from {} to {} channels".format(*self.channels)
+        return "the zeros" if self.after.density < self.before.density else "the removed input channels"
+
     def traffic(self, memory: str) -> float:
         """Bytes through a memory's port, after over before."""
         return _ratio(self.after.traffic_bytes.get(memory, 0.0), self.before.traffic_bytes.get(memory, 0.0))
@@ -112,31 +123,33 @@ def _other_kernel(pair: Pair) -> str:
 def _memory(pair: Pair) -> str:
     """The machine waits for one memory, whose traffic fell less than the work."""
     port = pair.after.bound
-    if port in BOUNDS:
+    if port not in pair.after.traffic_bytes:
         return ""
     left = pair.traffic(port)
     if left < 1 - SAME:
         change = f"{left:.0%} of its traffic is left"
+    elif left > 1 + SAME:
+        change = f"its traffic is {left:.0%} of what it was"
     else:
-        change = "feature maps did not shrink" if pair.before.shape == pair.after.shape else "its traffic did not fall"
+        change = f"{pair.removed} did not cut its traffic" if pair.has_shrunk else "its traffic did not change"
     return (
         f"bound by {port} before and after: {change}" if pair.before.bound == port else f"now bound by {port}: {change}"
     )
 
 
-def _rounding(pair: Pair) -> str:
-    """Padding took what the useful work lost."""
-    if not _took_over(pair, "padding"):
+def _overhead(pair: Pair) -> str:
+    """Other computing took what the useful work lost."""
+    if not _took_over(pair, "overhead"):
         return ""
-    if pair.channels is None:
-        what = "zeros" if pair.after.density < pair.before.density else "removed input channels"
-        return f"the {what} leave part of a block idle: padding took what useful work lost"
-    before, after = pair.channels
-    computed = math.ceil(after / pair.multiple) * pair.multiple
-    if pair.multiple > 1 and computed > after:
-        block = f"the machine works in multiples of {pair.multiple}"
-        return f"{after} of {before} channels are computed as {computed}: {block}"
-    return f"{after} of {before} channels fill its blocks worse: padding took what useful work lost"
+    if pair.channels and pair.multiple > 1:
+        before, after = pair.channels
+        computed = math.ceil(after / pair.multiple) * pair.multiple
+        if computed > after:
+            block = f"the machine works in multiples of {pair.multiple}"
+            return f"{after} of {before} channels are computed as {computed}: {block}"
+    if not pair.after.macs:
+        return ""  # it is the layer's own work
+    return f"{PARTS['overhead']} took the time that {pair.removed} saved"
 
 
 def _imbalance(pair: Pair) -> str:
@@ -152,26 +165,31 @@ def _zeros_without_effect(pair: Pair) -> str:
     if pair.after.density >= pair.before.density or useful < multiplications * (1 - SAME):
         return ""
     if pair.all_traffic < multiplications * (1 - SAME):
-        return "zeros do not save cycles here: weights stream faster, but compute binds"
+        return f"zeros save traffic but no cycles here: it is bound by {pair.after.bound_by}"
     return "zeros save neither cycles nor traffic here: the machine does not skip zeros of this kind"
 
 
 def _launch(pair: Pair) -> str:
-    share = pair.after.lost.get("launch", 0.0) / pair.after.cycles if pair.after.cycles else 0.0
-    return f"{share:.0%} of its time is launch and set-up, which does not depend on size" if share > 0.5 else ""
+    """Of the cycles that should have gone with the removed work, launch kept most."""
+    return _part(pair, "launch") if max(pair.after.lost, key=pair.kept, default="") == "launch" else ""
 
 
 def _largest_part(pair: Pair) -> str:
     """What is always true: the part that most of the time goes to, and how it changed."""
+    after = spent(pair.after)
+    return _part(pair, max(PARTS, key=lambda name: after[name]))
+
+
+def _part(pair: Pair, part: str) -> str:
+    """A part's share of the time, and how it changed."""
     before, after = spent(pair.before), spent(pair.after)
-    part = max(PARTS, key=lambda name: after[name])
     share, left = _ratio(after[part], pair.after.cycles), _ratio(after[part], before[part])
     change = "did not shrink" if 1 - SAME <= left <= 1 + SAME else f"is {left:.0%} of what it was"
     return f"{share:.0%} of its time is {PARTS[part]}, which {change}"
 
 
 RULES: tuple[Callable[[Pair], str], ...] = (
-    _untouched, _memory, _rounding, _imbalance, _zeros_without_effect, _other_kernel, _launch, _largest_part,
+    _untouched, _memory, _launch, _overhead, _imbalance, _zeros_without_effect, _other_kernel, _largest_part,
 )  # fmt: skip
 
 

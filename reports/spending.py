@@ -1,8 +1,8 @@
 """What a layer's cycles were spent on, in the words of reports.
 
-A price splits cycles into multiplications really performed (useful), padding, imbalance, memory and launch. A layer
-that does not multiply has no useful cycles by that definition, and what its family calls padding is its work: here it
-is called elementwise, so that an addition does not look like waste.
+A price splits cycles into multiplications really performed (useful), overhead, imbalance, memory and launch. Overhead
+is all other computing: lanes that idle, rounding up to whole tiles, ramp-up, instructions that do not multiply. A layer
+without MACs does nothing else, so here its computing is called elementwise: an addition does not look like waste.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from accel_models.result import LayerPrice
 CAUSES: Mapping[str, str] = {
     "useful": "multiplications",
     "elementwise": "elementwise work and copies",
-    "padding": "padding to blocks",
+    "overhead": "compute overhead",
     "imbalance": "load imbalance",
     "memory": "waiting for memory",
     "launch": "launch and set-up",
@@ -27,7 +27,7 @@ def spent(layer: LayerPrice) -> dict[str, float]:
     """Cycles by cause; they sum to the layer's."""
     found = dict.fromkeys(CAUSES, 0.0)
     for part, cycles in layer.lost.items():
-        is_work = not layer.macs and part in ("useful", "padding")
+        is_work = not layer.macs and part in ("useful", "overhead")
         found["elementwise" if is_work else part] += cycles
     return found
 
@@ -39,11 +39,6 @@ def spent_in_all(layers: Iterable[LayerPrice]) -> dict[str, float]:
         for cause, cycles in spent(layer).items():
             found[cause] += cycles
     return found
-
-
-def bound_by(layer: LayerPrice) -> str:
-    """What bounds the layer: a memory, imbalance, launch, compute, padding, or elementwise for one without MACs."""
-    return "elementwise" if not layer.macs and layer.bound in ("compute", "padding") else layer.bound
 
 
 def largest_loss(layer: LayerPrice) -> tuple[str, float] | None:

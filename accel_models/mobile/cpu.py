@@ -35,7 +35,7 @@ The ports of the caches are those of one core, and so is their traffic; l3 is a 
 bind one core before DRAM does, which all cores share and which counts everything. (A machine without a third level has
 an l3 of the L2's size: the path is there, the cache is not.) The floor is the kernel's
 multiplications (Winograd's without its tile padding, a sparse kernel's non-zeros) over the FMA peak of the cores in
-use; transforms, copies and activations beside them count as padding. Layers that do not multiply have no peak: what
+use; transforms, copies and activations beside them count as overhead. Layers that do not multiply have no peak: what
 they do is useful.
 
 Energy: multiplications, bytes at each level, and cycles of the cores. Every core in use is charged each of its own

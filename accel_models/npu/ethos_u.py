@@ -274,7 +274,7 @@ class EthosU(Family):
         return self.spec.ports.index(self.spec.weight_memory)
 
     def _floor(self, rows: Columns, work: Work, rate: np.ndarray) -> np.ndarray:
-        """Cycles without any padding: MACs at the peak; of other work, its elements at the rate of their unit.
+        """Cycles without any overhead: MACs at the peak; of other work, its elements at the rate of their unit.
 
         Pooling (and a copy, which runs as one) has its own rate a tap and takes four taps at least, all else waits for
         the output unit.

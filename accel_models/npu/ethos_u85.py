@@ -345,7 +345,7 @@ class EthosU85(Family):
         return np.asarray(np.maximum(mac * run.blocks + out, out * run.blocks + mac) + run.fill + run.drain)
 
     def _floor(self, rows: Columns, work: Work, rate: np.ndarray, macs: np.ndarray) -> np.ndarray:
-        """Cycles without padding: multiplications performed at the peak; of other work, its elements at its rate."""
+        """Cycles without overhead: multiplications performed at the peak; of other work, its elements at its rate."""
         peak = self.spec.peak_macs_per_cycle(8)
         output = rows.output_elements * rate
         pooled = rows.output_elements * np.maximum(work.taps_h * work.taps_w, 4) * 4 * 8 / peak

@@ -47,7 +47,7 @@ longer than some larger map, by 31 % at worst of 600 layers; one in 2000 longer 
 single channel more may save 19 % of the time.
 
 Zeros gate the multiplier and the read of the filter: energy, never cycles. Zero weights gain nothing: filters lie
-plain in DRAM. Of the cycles' parts, padding is ramp-up and idle PEs, imbalance is waiting for the psum or ifmap bus,
+plain in DRAM. Of the cycles' parts, overhead is ramp-up and idle PEs, imbalance is waiting for the psum or ifmap bus,
 memory is the link.
 
 Assumptions. Filters of the next pass arrive while this one runs, feature maps do not: the array idles. The psums of a

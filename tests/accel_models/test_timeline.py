@@ -101,7 +101,7 @@ def test_parts_by_hand() -> None:
     """Six tiles on four cores: 6/4 waves of work in two, the rest of the second wave is imbalance."""
     found = closed_form(one_step(6, 4, 10.0, [0.0], prologue=3.0, floor=8.0), machine(("overlap", True, 1.0)))
     assert found.cycles[0] == 23
-    assert (found.useful[0], found.padding[0], found.imbalance[0]) == (12, 3, 5)
+    assert (found.useful[0], found.overhead[0], found.imbalance[0]) == (12, 3, 5)
     assert (found.memory[0], found.launch[0]) == (0, 3)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pickle
@@ -116,9 +117,36 @@ class TestQuickCommands:
         names = ("--target", "ideal", "--target", "tpu_v1", "--target", "eyeriss_v1")
         code, out, _ = run(monkeypatch, capsys, "simulate", "table:resnet8", *names)
         assert code == 0
-        last = [line.split()[0] for line in out.splitlines()[-3:]]
+        lines = out.splitlines()
+        last = [line.split()[0] for line in lines[-3:]]
         assert sorted(last) == ["eyeriss_v1", "ideal", "tpu_v1"]
         assert last[-1] == "eyeriss_v1", "the slowest comes last"
+        heads = [above for above, line in itertools.pairwise(lines) if line.startswith("layer ")]
+        assert heads == ["ideal", "tpu_v1", "eyeriss_v1"], "each table says whose it is"
+        alone = run(monkeypatch, capsys, "simulate", "table:resnet8", "--target", "ideal")[1]
+        assert alone.startswith("layer ")
+
+    def test_the_terminal_names_what_binds_as_the_page_does(self, monkeypatch, capsys, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+        names = ("--target", "ethos_u55_256", "--target", "stm32l4r5_m4_v1_0")
+        code, out, _ = run(monkeypatch, capsys, "simulate", "table:resnet8", *names, "--report", tmp_path)
+        assert code == 0
+        page = (tmp_path / "comparison.html").read_text()
+        rows = json.loads((tmp_path / "comparison.json").read_text())["rows"]
+        for row in rows:
+            said = ", ".join(f"{what} {share:.0%}" for what, share in row["bound"].items() if share > 0.01)
+            assert said in page
+            assert any(
+                line.split()[:1] == [row["target"]] and line.rstrip().endswith(said) for line in out.splitlines()
+            )
+        assert {line.split()[-1] for line in out.splitlines() if " add " in line} == {"elementwise"}
+
+    def test_a_tiny_network_has_multiplications_in_a_unit_that_fits(self, monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
+        out = run(monkeypatch, capsys, "simulate", "layer:linear c=64 k=10", "--target", "ideal")[1]
+        head, row = out.splitlines()[:2]
+        assert (head.split()[2], row.split()[2]) == ("MACs", "640")
+        out = run(monkeypatch, capsys, "simulate", "layer:linear c=64 k=100", "--target", "ideal")[1]
+        assert "MACs (k)" in out
+        assert " 6.40 " in out
 
     def test_set_changes_the_machine(self, monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
         plain = run(monkeypatch, capsys, "simulate", "lenet5", "--target", "ideal")[1]

@@ -31,10 +31,10 @@ ERROR = ErrorBars((TIME_ERROR,))
 def price(name: str = "conv", **changes: Any) -> LayerPrice:
     """A layer of 1000 MACs and 100 useful cycles on a 1 MHz machine; other parts of its time as keywords.
 
-    >>> price(padding=20, memory=30).cycles
+    >>> price(overhead=20, memory=30).cycles
     150.0
     """
-    parts = {part: float(changes.pop(part, 0.0)) for part in ("padding", "imbalance", "memory", "launch")}
+    parts = {part: float(changes.pop(part, 0.0)) for part in ("overhead", "imbalance", "memory", "launch")}
     lost = {"useful": float(changes.pop("useful", 100.0)), **parts}
     cycles = sum(lost.values())
     fields: dict[str, Any] = {
@@ -56,8 +56,8 @@ def price(name: str = "conv", **changes: Any) -> LayerPrice:
 
 
 def add(name: str = "add", **changes: Any) -> LayerPrice:
-    """An addition: its family calls its work padding."""
-    return price(name, **{"op": "add", "macs": 0, "useful": 0, "padding": 50, "bound": "padding", **changes})
+    """An addition: its family calls its work overhead."""
+    return price(name, **{"op": "add", "macs": 0, "useful": 0, "overhead": 50, "bound": "overhead", **changes})
 
 
 def result(*layers: LayerPrice, **changes: Any) -> SimulationResult:
@@ -68,13 +68,13 @@ def result(*layers: LayerPrice, **changes: Any) -> SimulationResult:
 def before() -> SimulationResult:
     """Two convolutions and an addition, 300 + 100 + 50 cycles, and an input that costs nothing."""
     nothing = price("x", op="input", macs=0, useful=0, bound="none", energy_j={}, traffic_bytes={})
-    return result(nothing, price("a", useful=200, padding=100, macs=2000), price("b"), add())
+    return result(nothing, price("a", useful=200, overhead=100, macs=2000), price("b"), add())
 
 
 def after() -> SimulationResult:
     """Before with 13 of 16 channels of `a`: a and the addition take as long as before, b is twice as fast."""
     nothing = price("x", op="input", macs=0, useful=0, bound="none", energy_j={}, traffic_bytes={})
-    a = price("a", useful=150, padding=150, macs=1500, shape=(1, 13, 4, 4), bound="padding")
+    a = price("a", useful=150, overhead=150, macs=1500, shape=(1, 13, 4, 4), bound="overhead")
     return result(nothing, a, price("b", useful=50, macs=500), add())
 
 
@@ -94,7 +94,7 @@ def staircase(group: str = "a", span: float = 1.0) -> StaircaseRecord:
 
 
 def roofline() -> RooflineRecord:
-    point = RooflinePoint("a", 20.0, 5e6, 0.6, "padding")
+    point = RooflinePoint("a", 20.0, 5e6, 0.6, "overhead")
     return RooflineRecord("machine", "A machine", "int8", 1e7, "dram", 1e6, (point,), 1, 0.1)
 
 

@@ -9,7 +9,7 @@ import accel_models
 from accel_models.result import describe_error
 from accel_models.validation import ErrorBars
 from reports.comparison import Comparison, TargetTable, bound_shares, compare, compare_targets
-from reports.spending import bound_by, largest_loss, spent
+from reports.spending import largest_loss, spent
 from tests.reports.builders import ERROR, TIME_ERROR, add, after, before, price, result
 from tests.workloads.builders import residual
 from workloads.errors import ConfigError
@@ -48,8 +48,8 @@ def test_shares_of_time_that_could_not_or_did_not_shrink(comparison: Comparison)
 
 def test_spending_sums_to_the_cycles(comparison: Comparison) -> None:
     assert comparison.spent["useful"] == (300.0, 200.0)
-    assert comparison.spent["elementwise"] == (50.0, 50.0)  # not padding: it is what an addition does
-    assert comparison.spent["padding"] == (100.0, 150.0)
+    assert comparison.spent["elementwise"] == (50.0, 50.0)  # not overhead: it is what an addition does
+    assert comparison.spent["overhead"] == (100.0, 150.0)
     for side in (0, 1):
         assert sum(pair[side] for pair in comparison.spent.values()) == pytest.approx(comparison.cycles[side])
 
@@ -81,7 +81,7 @@ def test_json_round_trip(comparison: Comparison) -> None:
 def test_prints_totals_and_reasons(comparison: Comparison) -> None:
     text = str(comparison)
     assert "0.450 -> 0.400 ms" in text
-    assert "compute -> padding; 13 of 16 channels" in text
+    assert "compute -> overhead; 13 of 16 channels" in text
     assert describe_error(ERROR) in text
     assert "0.89x (80% interval 0.84x to 0.93x)" in text  # 0.4 / 0.45, less and plus 5 %
     assert [line.split()[0] for line in text.splitlines()[1:4]] == ["a", "b", "add"]  # the input costs nothing
@@ -143,9 +143,9 @@ def test_nothing_removed_shares_everything() -> None:
 
 
 def test_an_addition_is_bound_by_itself_and_loses_nothing() -> None:
-    assert bound_by(add()) == "elementwise"
-    assert bound_by(add(bound="sram")) == "sram"
-    assert bound_by(price(bound="padding")) == "padding"
+    assert add().bound_by == "elementwise"
+    assert add(bound="sram").bound_by == "sram"
+    assert price(bound="overhead").bound_by == "overhead"
     assert largest_loss(add()) is None
     assert largest_loss(add(memory=50)) == ("memory", 0.5)
 

@@ -62,11 +62,11 @@ def changed(**changes: Any) -> dict[str, Any]:
         (changed(phase_seconds={"fit": "long"}), "codesign.report.phase_seconds.fit: 'long', must be a number"),
         (changed(front={"metric": "latency"}), "codesign.report.front: field 'budgets' is missing"),
         (changed(plan=3), "codesign.report.plan: 3, must be an object"),
-        (changed(before={}), "codesign.report.before: not a simulation result of version 2"),
+        (changed(before={}), "codesign.report.before: not a simulation result of version 3"),
         (changed(before=3), "codesign.report.before: 3, must be an object"),
         (
-            changed(before={"format": "codesign.simulation", "version": 2}),
-            "codesign.report.before: not a simulation result",
+            changed(before={"format": "codesign.simulation", "version": 3}),
+            r"codesign.report.before: not a simulation result \(",
         ),
     ],
 )

@@ -429,7 +429,7 @@ def test_xnnpack_spmm_by_hand() -> None:
     mask[0, 5] = True
     layer = price(target(GOLD), "conv c=64 k=1 h=4 r=1", mask)
     assert layer.kernel == "spmm"
-    assert layer.lost["useful"] + layer.lost["padding"] == pytest.approx(7 + 8.91 + 6 + 12)
+    assert layer.lost["useful"] + layer.lost["overhead"] == pytest.approx(7 + 8.91 + 6 + 12)
     assert layer.lost["useful"] == pytest.approx(16 / 4)
 
 

@@ -45,7 +45,7 @@ def elementwise(op: str, channels: int, side: int, **changes: int) -> Columns:
 
 
 def npu_cycles(prices: Prices) -> float:
-    return float((prices.useful_cycles + prices.padding_cycles)[0])
+    return float((prices.useful_cycles + prices.overhead_cycles)[0])
 
 
 def test_a_layer_of_one_block_by_hand(u55: Target) -> None:
@@ -86,7 +86,7 @@ def test_an_add_by_hand(u55: Target) -> None:
     prices = u55.price(elementwise("add", 64, 28))
     assert prices.cycles[0] == 0.75 * 28 * 28 * 64
     assert prices.traffic_bytes[0, 0] == 3 * 28 * 28 * 64
-    assert prices.useful_cycles[0] == prices.cycles[0]  # no padding: work of the output unit
+    assert prices.useful_cycles[0] == prices.cycles[0]  # no overhead: work of the output unit
     assert BOUNDS[prices.bound[0]] == "compute"
     assert u55.price(elementwise("add", 20, 28)).useful_cycles[0] == 0.75 * 28 * 28 * 20
     assert u55.price(elementwise("add", 20, 28)).cycles[0] == u55.price(elementwise("add", 32, 28)).cycles[0]
@@ -115,7 +115,7 @@ def test_blocks_are_those_of_the_vendor_compiler(u55: Target, text: str, block: 
     assert (found.h[0], found.w[0], found.d[0]) == block
 
 
-def test_channels_between_two_micro_blocks_are_padding(u55: Target) -> None:
+def test_channels_between_two_micro_blocks_are_overhead(u55: Target) -> None:
     family = u55.family
 
     def mac_bound(k: int) -> float:
@@ -282,8 +282,8 @@ def test_npu_cycles_are_reported_as_the_vendor_counts_them(u55: Target) -> None:
     result = u55.simulate(graph)
     alone = u55.facts(u55.native(graph))["npu_cycles"][1]
     lost = result.layers[1].lost
-    assert alone == pytest.approx(lost["useful"] + lost["padding"] + lost["memory"] + lost["launch"])
-    assert alone > lost["useful"] + lost["padding"] + 8000
+    assert alone == pytest.approx(lost["useful"] + lost["overhead"] + lost["memory"] + lost["launch"])
+    assert alone > lost["useful"] + lost["overhead"] + 8000
 
 
 def test_cold_weights_by_hand() -> None:

@@ -39,7 +39,7 @@ def at_the_start(text: str) -> Columns:
 
 
 def npu_cycles(prices: Prices) -> float:
-    return float((prices.useful_cycles + prices.padding_cycles)[0])
+    return float((prices.useful_cycles + prices.overhead_cycles)[0])
 
 
 def port(machine: Target, prices: Prices, name: str) -> float:

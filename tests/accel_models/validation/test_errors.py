@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from accel_models import target, targets
+from accel_models.quantities import TIME, digits, unit_of
 from accel_models.result import describe_error, with_interval
 from accel_models.testing import small_graph
 from accel_models.validation import FOLDER, SPECS, ErrorBar, ErrorBars, Interval, error_bars
@@ -135,12 +136,12 @@ def test_rows_of_one_network_give_no_interval_and_say_why(tmp_path: Path) -> Non
     assert found.is_indicative
     assert str(found).endswith("one network only: no interval")
     assert "one network only" in cells(found)
-    assert with_interval(0.010, found) == "10.000"
+    assert with_interval(0.010, found, TIME) == "10.0 ms"
 
 
 def test_few_networks_are_indicative_whatever_the_rows() -> None:
     assert bar(9, networks=4).is_indicative
-    assert with_interval(0.010, bar(9, networks=4)) == "10.000 (80% interval 8.000 to 12.500, indicative)"
+    assert with_interval(0.010, bar(9, networks=4), TIME) == "10.0 ms (80% interval 8.00 to 12.5 ms, indicative)"
     assert not bar(5, networks=5).is_indicative
 
 
@@ -178,14 +179,14 @@ def test_which_bar_stands_beside_a_network(networks: int, layers: int, chosen: s
 
 
 def test_a_price_carries_its_interval() -> None:
-    assert with_interval(0.010, bar(9)) == "10.000 (80% interval 8.000 to 12.500)"
-    assert with_interval(0.010, bar(4)) == "10.000 (80% interval 8.000 to 12.500, indicative)"
+    assert with_interval(0.010, bar(9), TIME) == "10.0 ms (80% interval 8.00 to 12.5 ms)"
+    assert with_interval(0.010, bar(4), TIME) == "10.0 ms (80% interval 8.00 to 12.5 ms, indicative)"
     estimates = bar(9, kinds=("fvp_model", "vendor_estimate"))
-    assert with_interval(0.010, estimates) == (
-        "10.000 (80% interval 8.000 to 12.500, "
+    assert with_interval(0.010, estimates, TIME) == (
+        "10.0 ms (80% interval 8.00 to 12.5 ms, "
         "where the vendor's FVP model or the vendor's estimator (not silicon) would put it)"
     )
-    assert with_interval(0.010, bar(1, absolute=None)) == with_interval(0.010, None) == "10.000"
+    assert with_interval(0.010, bar(1, absolute=None), TIME) == with_interval(0.010, None, TIME) == "10.0 ms"
 
 
 def test_a_result_says_what_is_known_and_what_is_not() -> None:
@@ -193,9 +194,9 @@ def test_a_result_says_what_is_known_and_what_is_not() -> None:
     assert "error unknown" in str(result)
     known = dataclasses.replace(result, error=ErrorBars((bar(9),)))
     text = str(known).splitlines()[-1]
-    low, high = (factor * result.latency_s * 1e3 for factor in (0.8, 1.25))
-    assert f"({known.latency_s * 1e3:.3f}" not in text
-    assert f"{known.latency_s * 1e3:.3f} (80% interval {low:.3f} to {high:.3f}) ms" in text
+    size, unit = unit_of([result.latency_s], TIME)
+    low, high = (digits(factor * result.latency_s / size) for factor in (0.8, 1.25))
+    assert f": {digits(result.latency_s / size)} {unit} (80% interval {low} to {high} {unit}), " in text
     assert "error of time against 9 published network rows (silicon): median 10.0%" in text
     assert "no published energy is at hand" in text
     assert type(result).from_dict(json.loads(json.dumps(known.to_dict()))) == known
