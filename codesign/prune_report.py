@@ -16,7 +16,7 @@ def report(config: PruneConfig, outcome: PruneOutcome, folder: Path, made: str =
     Args:
         made: how, if not by the command of the configuration.
     """
-    from reports.curves import roofline
+    from reports.curves import rooflines
     from reports.html import write_report
     from reports.records import Accuracies, ReportRecord
 
@@ -54,6 +54,7 @@ def report(config: PruneConfig, outcome: PruneOutcome, folder: Path, made: str =
         if int8 and is_int8(machine):
             said.append(f"{int8} of the pruned network, quantised after training")
         said += [*outcome.notes, *(f"{each} under attack: {row}" for each, row in outcome.robust.items())]
+        roof_before, roof_after = rooflines(before, after, machine.spec)
         record = ReportRecord(
             title=f"{config.model} with {config.method} ({options or 'default options'}) on {before.title}",
             before=before,
@@ -61,8 +62,8 @@ def report(config: PruneConfig, outcome: PruneOutcome, folder: Path, made: str =
             model=config.model,
             data=config.data,
             accuracies=Accuracies(dense_test=outcome.dense_test, tuned_test=outcome.test, test_images=images),
-            roofline_before=roofline(before, machine.spec),
-            roofline_after=roofline(after, machine.spec),
+            roofline_before=roof_before,
+            roofline_after=roof_after,
             seed=config.seed,
             notes=tuple(said),
         )

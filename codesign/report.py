@@ -9,7 +9,7 @@ import numpy as np
 
 from accel_models import SimulationResult
 from codesign.space import Space
-from reports.curves import plan_record, roofline, staircase
+from reports.curves import plan_record, rooflines, staircase
 from reports.records import Accuracies, BudgetRecord, FrontPoint, FrontRecord, ReportRecord, StaircaseRecord
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def study_record(job: Job) -> ReportRecord:
     before, after = (SimulationResult.from_dict(stored[name]) for name in ("dense", "pruned"))
     plan = PruningPlan.load(study.path("plan"))
     costs = {"dense": stored["dense_costs"], "pruned": stored["costs"]}
+    roof_before, roof_after = rooflines(before, after, job.machine.spec)
     return ReportRecord(
         title=f"{config.model} pruned for {before.title}",
         before=before,
@@ -50,8 +51,8 @@ def study_record(job: Job) -> ReportRecord:
         budgets=_budgets(config, stored, job.front),
         front=_front(job.space, job.front, picked),
         staircases=_staircases(job, plan),
-        roofline_before=roofline(before, job.machine.spec),
-        roofline_after=roofline(after, job.machine.spec),
+        roofline_before=roof_before,
+        roofline_after=roof_after,
         plan=plan_record(plan, job.space.analysis, config.granularity),
         seed=config.seed,
         phase_seconds=study.seconds(),

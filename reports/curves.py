@@ -71,6 +71,14 @@ def roofline(result: SimulationResult, spec: HardwareSpec, memory: str = "") -> 
     )
 
 
+def rooflines(
+    before: SimulationResult, after: SimulationResult, spec: HardwareSpec
+) -> tuple[RooflineRecord, RooflineRecord]:
+    """Two networks under one roof: that of the memory which the first keeps busy longest."""
+    first = roofline(before, spec)
+    return first, roofline(after, spec, first.memory)
+
+
 def staircase(
     analysis: ChannelAnalysis,
     machine: Target,

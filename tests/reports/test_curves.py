@@ -6,7 +6,7 @@ import pytest
 import accel_models
 from accel_models import SimulationResult, Target
 from pruning.plan import PruningPlan
-from reports.curves import plan_record, roofline, staircase
+from reports.curves import plan_record, roofline, rooflines, staircase
 from reports.records import PlanGroup, PlanMask
 from tests.reports.builders import add, price, result
 from tests.workloads.builders import residual
@@ -44,6 +44,15 @@ def test_roofline_by_hand(machine: Target) -> None:
     assert point.achieved == pytest.approx(256 / 200e-6)
     assert point.share == pytest.approx(200 / 250)
     assert found.rest_share == pytest.approx(50 / 250)
+
+
+def test_two_networks_lie_under_one_roof() -> None:
+    spec = accel_models.target("ethos_u55_256").spec
+    one, other = spec.ports[:2]
+    sides = [{one: 1e6, other: 1.0}, {one: 1.0, other: 1e6}]
+    before, after = (result(price(traffic_bytes=side), target=spec.name, precision="int8") for side in sides)
+    assert roofline(before, spec).memory != roofline(after, spec).memory
+    assert [found.memory for found in rooflines(before, after, spec)] == [roofline(before, spec).memory] * 2
 
 
 def test_nominal_multiplications_are_the_most_that_is_counted(machine: Target) -> None:
