@@ -171,6 +171,8 @@ class TestPreprocessing:
     def test_wrong_channels(self, pictures):
         with pytest.raises(ShapeError, match=r"shape \(10, 2, 4, 6\) given, .* needs \(n, 1, h, w\)"):
             Preprocessing((0.5,), (0.5,)).apply(torch.tensor(pictures.images))
+        with pytest.raises(ShapeError, match=r"noise: images have 2 channels, mean and std of preprocessing for 1"):
+            dataclasses.replace(pictures, preprocessing=Preprocessing((0.5,), (0.5,)))
 
 
 class TestAugmentation:

@@ -137,6 +137,9 @@ class ImageData:
         if self.images.ndim != 4 or not len(self.images) == len(self.labels) == len(self.indices) > 0:
             shapes = f"{self.images.shape}, {self.labels.shape}, {self.indices.shape}"
             raise ShapeError(f"{self.name}: images, labels, indices of shapes {shapes}; need (n, c, h, w), (n,), (n,)")
+        if self.images.shape[1] != len(self.preprocessing.mean):
+            found, given = self.images.shape[1], len(self.preprocessing.mean)
+            raise ShapeError(f"{self.name}: images have {found} channels, mean and std of preprocessing for {given}")
         for array in (self.images, self.labels, self.indices):
             array.flags.writeable = False
 
