@@ -290,7 +290,10 @@ def report(folder: Annotated[Path, typer.Argument(help="Folder of a finished sea
 
 @app.command()
 def demo(out: Out = Path("runs/demo"), seed: Seed = 0) -> None:
-    """The whole path on real handwritten digits in about a minute: train, search, fine-tune, report."""
+    """The whole path on real handwritten digits in about a minute: train, search, fine-tune, report.
+
+    The trained network is kept beside the results, in OUT-dense, for the next time.
+    """
     from codesign.demo import run_demo
 
     run_demo(out, seed)

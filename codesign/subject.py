@@ -6,7 +6,7 @@ import ast
 import hashlib
 import importlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -55,7 +55,7 @@ class Subject:
             ConfigError: unknown name, unreadable graph, folder without a finished run, module that cannot be imported
                 or made, wrong --input.
         """
-        from workloads.models import build, example_input, is_entry
+        from workloads.models import build, check_form, example_input, is_entry
 
         unknown = checked_unknown(on_unknown)
         is_written = name.startswith(("table:", "layer:", "layers:"))
@@ -64,6 +64,8 @@ class Subject:
             if weights or pretrained or shape:
                 raise ConfigError(f"{name}: a finished run has its own weights and input; give the folder alone")
             return cls(*_finished(Path(name)), on_unknown=unknown)
+        if not is_known and not is_written:
+            check_form(name)
         if shape is not None and (is_written or is_known or ":" not in name):
             raise ConfigError(f"{name}: has an input shape of its own; --input goes with package.module:function")
         if (name.endswith(".json") or is_written) and (weights or pretrained):
@@ -210,12 +212,12 @@ def load_split(model: str, data: str, split: str) -> Pictures:
     if (entry.task == "detection") != (data == NAME):
         raise ConfigError(f"--data {data}: {model} is made for {entry.task}, {NAME} is the one data set of detection")
     is_plain = entry.task == "classification"
-    images = load(data, split, preprocessing=entry.preprocessing) if is_plain else digits_detection(split)
+    images = load(data, split) if is_plain else digits_detection(split)
     given = images.images.shape[1:]
     if given != tuple(entry.input_shape):
         ours, needed = ("x".join(map(str, size)) for size in (given, entry.input_shape))
         raise ConfigError(f"--data {data}: its images are {ours}, {model} takes {needed}; choose other data or model")
-    return images
+    return images if entry.preprocessing is None else replace(images, preprocessing=entry.preprocessing)
 
 
 def lowered(model: str, net: nn.Module, heldout: Pictures, on_unknown: str = "error") -> LayerGraph:

@@ -1,4 +1,4 @@
-"""`codesign trail`: the ever sparser networks that a run left behind, measured; one of them picked and retrained.
+"""`codesign trail`: the networks that a run left behind as it removed weights, measured; one picked and retrained.
 
 codesign prune lenet5 --data mnist --scratch --method learned_threshold --option density=0.05 --out runs/lt
 codesign trail runs/lt                                          # a table and a picture
@@ -226,7 +226,11 @@ def run(
         found.target_of(wanted)
     rows = found.rows()
     table = Table(
-        "step", "density", "held out", *(f"{name}: latency, energy" for name in found.config.targets), box=None
+        "step",
+        "density of pruned layers",
+        "held out",
+        *(f"{name}: latency, energy" for name in found.config.targets),
+        box=None,
     )
     for row in rows:
         prices = [
@@ -248,7 +252,9 @@ def run(
     screen.print(f"picture: {picture}")
     if wanted is None or picked is None:
         return
-    screen.print(f"picked: step {picked.step:,}, {picked.density:.4f} of the weights, held out {picked.heldout:.2%}")
+    screen.print(
+        f"picked: step {picked.step:,}, density {picked.density:.4f} of pruned layers, held out {picked.heldout:.2%}"
+    )
     outcome = found.pick(wanted, out, epochs, rate, device, overwrite)
     words = ["codesign", "trail", str(folder), "--epochs", str(epochs), "--lr", f"{rate:g}", "--out", str(out)]
     for name, value in asdict(wanted).items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class CodesignError(Exception):
@@ -48,3 +49,19 @@ def unknown_name(kind: str, given: str, known: Iterable[str]) -> ConfigError:
     close = difflib.get_close_matches(given, names, n=1)
     hint = f" did you mean {close[0]!r}?" if close else ""
     return ConfigError(f"unknown {kind} {given!r};{hint} Known: {', '.join(names)}")
+
+
+def not_a_module(given: str) -> ConfigError | None:
+    """The error for `folder/file.py:name` where `module:name` is needed; None for what names no file.
+
+    >>> not_a_module("nets/edge_net.py:mini")
+    ConfigError('nets/edge_net.py:mini: name it as Python imports it, nets.edge_net:mini')
+    """
+    file, _, name = given.partition(":")
+    if not file.endswith(".py") and not (name and "/" in file):
+        return None
+    path = Path(file.removesuffix(".py"))
+    is_below = not path.is_absolute() and ".." not in path.parts
+    dotted = ".".join(path.parts) if is_below else path.name
+    advice = "" if is_below else ", with its folder on PYTHONPATH"
+    return ConfigError(f"{given}: name it as Python imports it, {dotted}:{name or 'my_net'}{advice}")

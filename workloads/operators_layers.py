@@ -144,6 +144,9 @@ def pool(op: Op, rank: int) -> Handler:
     return handler
 
 
+ADAPTIVE = "on all axes a divisor of the input's size, or on all axes a multiple"
+
+
 def adaptive_pool(op: Op) -> Handler:
     def handler(site: Site, x: Value, output_size: object) -> Value:
         """Equal windows are a pooling, equal repetitions an upsampling."""
@@ -156,7 +159,7 @@ def adaptive_pool(op: Op) -> Handler:
         elif all(count % size == 0 for size, count in zip(before, after, strict=True)):
             found = site.emit(Op.UPSAMPLE, [x], mode="nearest")
         else:
-            raise UnsupportedError(f"pools {before} to {after} with windows of different sizes; use a multiple")
+            raise UnsupportedError(f"pools {before} to {after} with windows of different sizes; allowed: {ADAPTIVE}")
         return moves.first_only(site, found, "indices of a pooling")
 
     return handler

@@ -41,6 +41,10 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *wo
 
 
 class TestQuickCommands:
+    def test_it_runs_as_a_module(self) -> None:
+        done = subprocess.run([sys.executable, "-m", "codesign", "models"], capture_output=True, text=True, check=True)
+        assert "resnet20" in done.stdout
+
     @pytest.mark.parametrize("words", [["--help"], ["targets"], ["models"], ["search", "--help"]])
     def test_they_never_import_the_heavy_libraries(self, words: list[str]) -> None:
         code = (
@@ -317,6 +321,12 @@ def own_model(folder: Path) -> str:
 BAD = {
     "unknown target": (lambda f: ["simulate", "lenet5", "--target", "etos_u55_256"], "did you mean 'ethos_u55_256'?"),
     "unknown model": (lambda f: ["lower", "resnet21"], "unknown model 'resnet21'"),
+    "a file for a model": (lambda f: ["lower", "net.py:net", "--input", "1,3,8,8"], "as Python imports it, net:net"),
+    "a path for a module": (lambda f: ["lower", "./net:net", "--input", "1,3,8,8"], "as Python imports it, net:net"),
+    "weights for a model": (
+        lambda f: ["simulate", good(f), "--target", "ideal"],
+        "is a file of weights; give the name of the network, --weights reads them",
+    ),
     "unknown data": (
         lambda f: ["search", "lenet5", "--data", "minst", *BUDGET, "--out", f / "o"],
         "unknown data set 'minst'",

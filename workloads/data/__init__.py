@@ -25,7 +25,7 @@ import numpy as np
 from workloads.data.images import Augmentation, ImageData, Preprocessing
 from workloads.data.sets import DataSet, Part, split_indices
 from workloads.data.store import DataFile, data_root, locate
-from workloads.errors import CodesignError, ConfigError, DataError, unknown_name
+from workloads.errors import CodesignError, ConfigError, DataError, not_a_module, unknown_name
 
 __all__ = ["Augmentation", "DataFile", "DataSet", "ImageData", "Preprocessing", "data_root", "data_sets", "load"]
 
@@ -52,6 +52,8 @@ def data_sets() -> Mapping[str, DataSet]:
 def find(name: str) -> DataSet:
     """A data set by its name or as `module:ATTRIBUTE`. ConfigError, with the closest names, if there is none."""
     if ":" in name:
+        if error := not_a_module(name):
+            raise error
         return _imported(importlib.metadata.EntryPoint(name, name, ""), name)
     if (known := data_sets().get(name)) is None:
         raise unknown_name("data set", name, data_sets())

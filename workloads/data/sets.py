@@ -60,6 +60,8 @@ class DataSet:
             raise self._wrong("num_classes", "must be a whole number of at least 1")
         if not isinstance(self.preprocessing, Preprocessing):
             raise self._wrong("preprocessing", "must be a Preprocessing")
+        if len(self.preprocessing.mean) != shape[0]:
+            raise self._wrong("preprocessing", f"mean and std must have {shape[0]} numbers, one a channel of {shape}")
         if not callable(self.read):
             raise self._wrong("read", "must be a function (folder, part) -> (images, labels)")
         if not isinstance(files, dict) or not {"test"} <= set(files) <= {"train", "test"}:

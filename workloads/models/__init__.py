@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from workloads.data.store import VARIABLE, data_root
 from workloads.errors import ConfigError, DataError
-from workloads.models.registry import ModelEntry, find, is_entry, models
+from workloads.models.registry import ModelEntry, check_form, find, is_entry, models
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["ModelEntry", "build", "example_input", "find", "is_entry", "models", "pretrained_path"]
+__all__ = ["ModelEntry", "build", "check_form", "example_input", "find", "is_entry", "models", "pretrained_path"]
 
 
 def build(

@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import Any
 
 from workloads.data.images import Preprocessing
-from workloads.errors import ConfigError, unknown_name
+from workloads.errors import ConfigError, not_a_module, unknown_name
 
 ENTRY_POINTS = "codesign.models"
 
@@ -85,6 +85,7 @@ def models() -> Mapping[str, ModelEntry]:
 
 def find(name: str) -> ModelEntry:
     """The entry of a model, by its name or as `module:model`. ConfigError, with the closest names, if there is none."""
+    check_form(name)
     module, is_own, model = name.partition(":")
     if is_own:
         if (file := file_of(module)) is None:
@@ -97,6 +98,24 @@ def find(name: str) -> ModelEntry:
     if (entry := models().get(name)) is None:
         raise unknown_name("model", name, models())
     return entry
+
+
+WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+
+
+def check_form(name: str) -> None:
+    """Refuse a file where a network is to be named.
+
+    >>> check_form("nets/edge_net.py:mini")
+    Traceback (most recent call last):
+    workloads.errors.ConfigError: nets/edge_net.py:mini: name it as Python imports it, nets.edge_net:mini
+    """
+    file = name.partition(":")[0]
+    if file.endswith(WEIGHT_FILES):
+        advice = "--weights reads them" if file.endswith(".safetensors") else "--weights reads them as .safetensors"
+        raise ConfigError(f"{name}: is a file of weights; give the name of the network, {advice}")
+    if error := not_a_module(name):
+        raise error
 
 
 def is_entry(name: str) -> bool:
@@ -155,8 +174,19 @@ def _entry(name: str, module: str, fields: dict[str, Any]) -> ModelEntry:
     if type(classes) is not int or classes < 1:
         raise ValueError(f"{name!r} has num_classes {classes!r}, must be a whole number of at least 1")
     if (preprocessing := fields.pop("preprocessing", None)) is not None:
-        fields["preprocessing"] = Preprocessing(**preprocessing)
+        fields["preprocessing"] = _preprocessing(name, preprocessing, shape)
     return ModelEntry(name=name, module=module, **fields)
+
+
+def _preprocessing(name: str, given: Mapping[str, Any], shape: tuple[int, ...]) -> Preprocessing:
+    try:
+        found = Preprocessing(**given)
+    except ConfigError as error:
+        raise ValueError(f"{name!r}: {error}") from error
+    if len(found.mean) != shape[0]:
+        numbers = f"mean and std of {len(found.mean)} channels"
+        raise ValueError(f"{name!r} has preprocessing with {numbers}, input_shape {shape} has {shape[0]}")
+    return found
 
 
 def _source_of(point: importlib.metadata.EntryPoint) -> Path:
