@@ -390,7 +390,12 @@ def pruner_of(
     if missing := [name for name in needed if name not in options]:
         raise ConfigError(f"{config.method} needs --option {missing[0]}=...")
     make: Any = cls
-    made: Pruner = make(module, (example,), steps, **options)
+    try:
+        made: Pruner = make(module, (example,), steps, **options)
+    except PlanError as error:
+        if config.epochs:
+            raise
+        raise PlanError(f"--epochs 0: {error}") from error
     if not config.epochs and not made.is_settled:
         raise ConfigError(f"--epochs 0: {config.method} prunes while it trains, give at least one epoch")
     return made

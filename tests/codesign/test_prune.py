@@ -291,7 +291,7 @@ def test_without_epochs_weights_stay_and_norms_are_measured_anew(tmp_path: Path)
 REFUSED_WITHOUT_EPOCHS = {
     "gradual_magnitude": "^--epochs 0: gradual_magnitude prunes while it trains, give at least one epoch$",
     "learned_threshold": "^--epochs 0: learned_threshold prunes while it trains, give at least one epoch$",
-    "pconv": "^options begin=0.0, end=0.5 of pconv: both are step 0 of 1; train longer$",
+    "pconv": "^--epochs 0: options begin=0.0, end=0.5 of pconv: both are step 0 of 1; train longer$",
     "dense": "^--epochs 0: dense does nothing but train, give at least one epoch$",
 }
 
