@@ -342,6 +342,7 @@ class TestLoad:
         ("num_classes", "3", "must be a whole number of at least 1"),
         ("num_classes", 0, "must be a whole number of at least 1"),
         ("preprocessing", None, "must be a Preprocessing"),
+        ("preprocessing", Preprocessing((0.5,) * 2, (0.5,) * 2), "mean and std must have 1 numbers, one a channel"),
         ("read", None, "must be a function"),
         ("files", None, "must have a key 'test'"),
         ("files", {"train": ()}, "must have a key 'test'"),

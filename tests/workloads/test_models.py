@@ -345,6 +345,16 @@ class TestRegistry:
             ("input_shape", (3, 16, -16), "must be a tuple"),
             ("input_shape", (10.0,), "must be a tuple"),
             ("num_classes", "3", "num_classes '3', must be a whole number"),
+            (
+                "preprocessing",
+                {"mean": (0.5,) * 3, "std": (0.5,) * 3},
+                r"'net' has preprocessing with mean and std of 3 channels, input_shape \(1, 2, 2\) has 1",
+            ),
+            (
+                "preprocessing",
+                {"mean": (0.5,), "std": (0.5, 0.5)},
+                r"'net': preprocessing: mean .* need one number a ch",
+            ),
         ],
     )
     def test_fields_of_an_entry_are_checked(self, tmp_path, monkeypatch, field, value, message):
