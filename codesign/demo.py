@@ -2,6 +2,7 @@
 
 Trains the zoo's small digits network on real handwritten digits, then runs the main job on it: an Ethos-U55 with a
 latency budget of 0.6x. A second run finds the trained weights and the finished phases and only writes the report.
+The weights lie beside the study, in OUT-dense: a study starts in an empty folder, and belongs to its weights.
 """
 
 from __future__ import annotations

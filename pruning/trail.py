@@ -1,4 +1,4 @@
-"""A trail: one training's ever sparser networks, kept as files, from which the user picks.
+"""A trail: the networks of one training as it removes weights, kept as files, from which the user picks.
 
     trail = Trail(folder)                                     # written by a method that leaves one
     point, net = trail.pick(model, lambda net: -latency(net) if accuracy(net, heldout) > 0.99 else -math.inf)

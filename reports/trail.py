@@ -1,4 +1,4 @@
-"""The picture of a trail: what ever sparser networks keep of their accuracy, and how fast they are."""
+"""The picture of a trail: what networks keep of their accuracy as weights go, and how fast they are."""
 
 from __future__ import annotations
 

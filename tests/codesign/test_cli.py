@@ -323,6 +323,10 @@ BAD = {
     "unknown model": (lambda f: ["lower", "resnet21"], "unknown model 'resnet21'"),
     "a file for a model": (lambda f: ["lower", "net.py:net", "--input", "1,3,8,8"], "as Python imports it, net:net"),
     "a path for a module": (lambda f: ["lower", "./net:net", "--input", "1,3,8,8"], "as Python imports it, net:net"),
+    "a file for data": (
+        lambda f: ["train", "lenet5", "--data", "my_data.py:BARS", "--out", f / "w.safetensors"],
+        "my_data.py:BARS: name it as Python imports it, my_data:BARS",
+    ),
     "weights for a model": (
         lambda f: ["simulate", good(f), "--target", "ideal"],
         "is a file of weights; give the name of the network, --weights reads them",
@@ -424,6 +428,10 @@ BAD = {
     "images of another shape": (
         lambda f: ["train", "lenet5", "--data", "digits", "--out", f / "w.safetensors"],
         "its images are 1x8x8, lenet5 takes 1x28x28",
+    ),
+    "images of other channels than the model's preprocessing": (
+        lambda f: ["train", "resnet20", "--data", "digits", "--out", f / "w.safetensors"],
+        "its images are 1x8x8, resnet20 takes 3x32x32",
     ),
     "prune images of another shape": (
         lambda f: ["prune", "lenet5", "--weights", other(f), "--data", "digits", "--out", f / "o"],
@@ -653,6 +661,15 @@ def test_a_demo_into_a_file_is_refused_before_training(monkeypatch, capsys, tmp_
     assert code == 2
     assert err.strip() == f"error: {place}: is a file, must be a folder; choose another --out"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_demo_keeps_its_weights_where_its_help_says(monkeypatch, capsys, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    seen: list[Path] = []
+    monkeypatch.setattr("codesign.demo.train_model", lambda model, data, out, **_: seen.append(out))
+    monkeypatch.setattr("codesign.demo.run", lambda config, out, **_: seen.extend((Path(config.weights), out)))
+    assert run(monkeypatch, capsys, "demo", "--out", tmp_path / "try", "--seed", "3")[0] == 0
+    assert seen == [*[tmp_path / "try-dense" / "seed3.safetensors"] * 2, tmp_path / "try"]
+    assert "OUT-dense" in run(monkeypatch, capsys, "demo", "--help")[1]
 
 
 def test_empty_data_folder(monkeypatch, capsys, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

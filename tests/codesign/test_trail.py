@@ -117,7 +117,10 @@ def test_the_pick_keeps_its_zeros_through_retraining(folder: Path, tmp_path: Pat
 def test_the_command(folder: Path) -> None:
     shown = CliRunner().invoke(app, ["trail", str(folder), "--max-latency", "1", "--epochs", "0"])
     assert shown.exit_code == 0, shown.output
-    assert "picked: step" in shown.output
+    kept = TrailRun(folder).choose(Pick(max_latency=1.0)).density
+    said = " ".join(shown.output.split())
+    assert f"density {kept:.4f} of pruned layers, held out" in said
+    assert "weights are left" in said, "of all layers, the report's count"
     assert (folder / "trail.png").stat().st_size > 10_000
     assert json.loads((folder / "pick" / "result.json").read_text())["seconds"] == 0
     assert (folder / "pick" / "ideal" / "report.html").exists()
