@@ -211,6 +211,12 @@ def roofline_figure(records: Sequence[tuple[str, RooflineRecord]], note: str) ->
     """Layers under the roof, one or two networks (before, after) on one machine; numbers name the costliest layers."""
     from matplotlib.ticker import LogFormatter
 
+    class PlainNumbers(LogFormatter):
+        """Labels the ticks that there is room for, as 0.3 and neither 3e-01 nor TeX."""
+
+        def __call__(self, value: float, position: int | None = None) -> str:
+            return f"{value:g}" if super().__call__(value, position) else ""
+
     first = records[0][1]
     intensities = [first.ridge, *(point.intensity for _, record in records for point in record.points)]
     left, right = min(intensities) / 3, max(intensities) * 4
@@ -228,7 +234,7 @@ def roofline_figure(records: Sequence[tuple[str, RooflineRecord]], note: str) ->
         for axis, scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
             scale("log")
             axis.set_major_formatter(lambda value, _: f"{value:g}")
-            axis.set_minor_formatter(LogFormatter())  # the default writes TeX where labels are more than powers of ten
+            axis.set_minor_formatter(PlainNumbers())
         axes.set_xlim(left, right)
         axes.set_ylim(top=first.peak / size * 2.2)
         axes.set_xlabel(f"multiplications performed per byte through {first.memory}")

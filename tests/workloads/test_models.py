@@ -381,6 +381,7 @@ class TestRegistry:
                 "../edge_net.py:net: name it as Python imports it, edge_net:net, with its folder on",
             ),
             ("w.pt", "w.pt: is a file of weights; give the name of the network, --weights reads them as .safetensors"),
+            ("nets/a.onnx", "nets/a.onnx: is an exported network; give the PyTorch code that it came from"),
             ("sys:net", "sys:net: there is no file"),
             ("my_bad_file:net", "my_bad_file.py: ENTRIES must be a literal table.*'net' lacks the field 'input_shape'"),
         ],

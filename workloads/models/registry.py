@@ -101,6 +101,7 @@ def find(name: str) -> ModelEntry:
 
 
 WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+EXPORTED_FILES = (".onnx", ".tflite", ".pt2")
 
 
 def check_form(name: str) -> None:
@@ -114,6 +115,8 @@ def check_form(name: str) -> None:
     if file.endswith(WEIGHT_FILES):
         advice = "--weights reads them" if file.endswith(".safetensors") else "--weights reads them as .safetensors"
         raise ConfigError(f"{name}: is a file of weights; give the name of the network, {advice}")
+    if file.endswith(EXPORTED_FILES):
+        raise ConfigError(f"{name}: is an exported network; give the PyTorch code that it came from, as module:model")
     if error := not_a_module(name):
         raise error
 
