@@ -28,16 +28,19 @@ def roofline(result: SimulationResult, spec: HardwareSpec, memory: str = "") -> 
         achieved <= min(peak, intensity x bandwidth)
 
     Args:
-        memory: whose traffic counts; by default the one that the whole network keeps busy longest.
+        memory: whose traffic counts; by default the one that the whole network keeps busy longest. One that all of
+            the machine shares: of a core's own cache the traffic is that of all cores, the bandwidth of one.
 
     Raises:
-        ConfigError: the result is of another machine, the memory does not exist, or no layer multiplies.
+        ConfigError: the result is of another machine, the memory does not exist or is not shared, or no layer
+            multiplies.
     """
     if result.target != spec.name:
         raise ConfigError(f"the result was priced on {result.target!r}, the roof is of {spec.name!r}")
-    bandwidths = {each.name: each.bandwidth_bytes_per_cycle * spec.clock_hz for each in spec.memories}
+    bandwidths = {each.name: each.bandwidth_bytes_per_cycle * spec.clock_hz for each in spec.memories if each.shared}
     if memory and memory not in bandwidths:
-        raise ConfigError(f"memory {memory!r} is unknown; allowed: {', '.join(bandwidths)}")
+        what = "each core's own, its bandwidth is no roof of all" if memory in spec.ports else "unknown"
+        raise ConfigError(f"memory {memory!r} is {what}; allowed: {', '.join(bandwidths)}")
     moved = result.traffic_by_memory()
     memory = memory or max(bandwidths, key=lambda name: moved.get(name, 0.0) / bandwidths[name])
     widths = [PRECISIONS[name] for name in result.precision.split("/") if name in PRECISIONS]

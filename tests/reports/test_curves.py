@@ -9,7 +9,7 @@ from pruning.plan import PruningPlan
 from reports.curves import plan_record, roofline, rooflines, staircase
 from reports.records import PlanGroup, PlanMask
 from tests.reports.builders import add, price, result
-from tests.workloads.builders import residual
+from tests.workloads.builders import conv, graph, linear, residual, source
 from workloads.channels import analyze
 from workloads.errors import ConfigError, PlanError
 from workloads.sparsity import WeightSparsity
@@ -23,13 +23,16 @@ def machine() -> Target:
 @pytest.mark.parametrize("name", accel_models.targets())
 def test_no_layer_lies_above_the_roof(name: str) -> None:
     target = accel_models.target(name)
-    for memory in ("", *target.spec.ports):
-        found = roofline(target.simulate(residual()), target.spec, memory)
-        for point in found.points:
-            assert point.achieved <= found.roof(point.intensity) * (1 + 1e-9), (memory, point)
-        assert sum(point.share for point in found.points) + found.rest_share == pytest.approx(1)
-        multiplying = sum(1 for layer in residual() if layer.macs)
-        assert len(found.points) + found.left_out == multiplying
+    x = source((1, 24, 56, 56))
+    for network in (residual(), graph(x, y := conv(x, 144, kernel=(1, 1)), linear(y, 64, name="z"))):
+        simulated = target.simulate(network)
+        for memory in ("", *(each.name for each in target.spec.memories if each.shared)):
+            found = roofline(simulated, target.spec, memory)
+            for point in found.points:
+                assert point.achieved <= found.roof(point.intensity) * (1 + 1e-9), (memory, point)
+            assert sum(point.share for point in found.points) + found.rest_share == pytest.approx(1)
+            multiplying = sum(1 for layer in network if layer.macs)
+            assert len(found.points) + found.left_out == multiplying
 
 
 def test_roofline_by_hand(machine: Target) -> None:
@@ -77,6 +80,12 @@ def test_layers_that_do_not_use_the_memory_are_counted(machine: Target) -> None:
 def test_rooflines_that_cannot_be(simulated: SimulationResult, memory: str, message: str, machine: Target) -> None:
     with pytest.raises(ConfigError, match=message):
         roofline(simulated, machine.spec, memory)
+
+
+def test_a_cache_of_each_core_has_no_roof_for_the_machine() -> None:
+    phone = accel_models.target("snapdragon_855_cpu")
+    with pytest.raises(ConfigError, match="memory 'l3' is each core's own, .*; allowed: dram"):
+        roofline(phone.simulate(residual()), phone.spec, "l3")
 
 
 # ---- staircases -----------------------------------------------------------------------------------------------------
