@@ -121,6 +121,12 @@ class TestMeasured:
         assert found.base_loss == pytest.approx(np.mean(losses), abs=1e-5)
         assert found.adapted
 
+    def test_answers_that_are_no_logits_are_refused(self, trained, analysis, heldout):
+        model = copy.deepcopy(trained)
+        model.register_forward_hook(lambda module, inputs, logits: {"logits": logits})
+        with pytest.raises(ConfigError, match="the network answers with dict, and a class is chosen by one tensor"):
+            measure(model, analysis, {"conv": (16,)}, heldout, progress=False)
+
 
 class TestFirstOrder:
     def test_it_orders_options_as_measurements_do(self, trained, analysis, heldout, masks, measured):

@@ -84,7 +84,7 @@ def test_rooflines_that_cannot_be(simulated: SimulationResult, memory: str, mess
 
 def test_a_cache_of_each_core_has_no_roof_for_the_machine() -> None:
     phone = accel_models.target("snapdragon_855_cpu")
-    with pytest.raises(ConfigError, match="memory 'l3' is each core's own, .*; allowed: dram"):
+    with pytest.raises(ConfigError, match=r"memory 'l3' is each core's own, .*; allowed: dram"):
         roofline(phone.simulate(residual()), phone.spec, "l3")
 
 
