@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning.devices import pick_device, placed
-from pruning.evaluation import evaluating
+from pruning.evaluation import measuring
 from workloads.data import ImageData
 from workloads.data.images import Preprocessing
 from workloads.errors import ConfigError
@@ -140,12 +140,8 @@ def robustness(
     where = pick_device(device)
     found = {}
     for name, model in models.items():
-        home = next(model.parameters(), torch.empty(0)).device
-        with evaluating(model.to(where)):
-            try:
-                right = _right_answers(model, data, attacks, batch_size, seed, where)
-            finally:
-                model.to(home)
+        with measuring(model, where):
+            right = _right_answers(model, data, attacks, batch_size, seed, where)
         shares = {kind: count / len(data) for kind, count in right.items()}
         found[name] = Robustness(**shares, eps=eps, steps=steps, images=len(data), split=data.split)
     return found

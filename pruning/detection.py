@@ -24,8 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning.devices import autocast, pick_device, pick_precision, placed
-from pruning.evaluation import Score, evaluating
+from pruning.evaluation import Score, finite, measuring
 from workloads.data.detection import DetectionData
+from workloads.errors import ConfigError
 
 VARIANCES = (0.1, 0.1, 0.2, 0.2)  # units of offsets, as the authors' code has them
 MATCH_IOU = 0.5
@@ -164,26 +165,31 @@ def mean_average_precision(found: Sequence[Detections], targets: Tensor, least_i
 
     A detection is right if the box of its class that it overlaps most, by `least_iou` or more, was not found before
     by a surer one. Precision at a recall is the best at that recall or beyond (Pascal VOC since 2010).
+
+    Raises:
+        ConfigError: there is no box to find.
     """
     truth = targets.cpu().numpy()
+    if not (truth[..., 0] >= 0).any():
+        raise ConfigError("the targets hold no box: there is no precision to speak of")
     classes = np.unique(truth[..., 0][truth[..., 0] >= 0]).astype(int)
     return float(np.mean([_average_precision(found, truth, label, least_iou) for label in classes]))
 
 
 def _average_precision(found: Sequence[Detections], truth: np.ndarray, label: int, least_iou: float) -> float:
-    scores, right = [], []
+    scores, right = [np.zeros(0, np.float32)], []
     for item, rows in zip(found, truth, strict=True):
-        boxes = torch.from_numpy(rows[rows[:, 0] == label][:, 1:])
+        mine, boxes = item.labels == label, torch.from_numpy(rows[rows[:, 0] == label][:, 1:])
+        overlaps = iou(torch.from_numpy(item.boxes[mine])[:, None], boxes[None]).numpy()
         taken = np.zeros(len(boxes), bool)
-        for box, score in zip(item.boxes[item.labels == label], item.scores[item.labels == label], strict=True):
-            overlap = iou(torch.from_numpy(box), boxes).numpy()
+        for overlap in overlaps:
             best = int(overlap.argmax()) if len(boxes) else -1
             hit = best >= 0 and overlap[best] >= least_iou and not taken[best]
             if hit:
                 taken[best] = True
-            scores.append(score)
             right.append(hit)
-    hits = np.array(right, float)[np.argsort(-np.array(scores), kind="stable")] if scores else np.zeros(0)
+        scores.append(item.scores[mine])
+    hits = np.array(right, float)[np.argsort(-np.concatenate(scores), kind="stable")]
     precision = hits.cumsum() / (1 + np.arange(len(hits)))
     beyond = np.maximum.accumulate(precision[::-1])[::-1]
     return float((beyond * hits).sum() / (truth[..., 0] == label).sum())
@@ -212,18 +218,14 @@ class Detection:
         """Mean loss of the batches and mean average precision, in eval mode; the model comes back as it was."""
         where = pick_device(device)
         chosen = pick_precision(precision, where)
-        home = next(model.parameters()).device
         found: list[Detections] = []
         loss = 0.0
-        with torch.inference_mode(), evaluating(model):
-            model.to(where)
-            try:
-                for x, y in data.batches(BATCH):
-                    with autocast(where, chosen):
-                        answer = model(placed(x, where))
-                    loss += float(self.loss(answer, y.to(where))) * len(y)
-                    found += detect(answer, self.places.to(where))
-            finally:
-                model.to(home)
+        with measuring(model, where), torch.inference_mode():
+            for x, y in data.batches(BATCH):
+                with autocast(where, chosen):
+                    answer = model(placed(x, where))
+                loss += float(self.loss(answer, y.to(where))) * len(y)
+                found += detect(answer, self.places.to(where))
+        mean = finite(loss / len(data), f"{data.split} scenes")
         precision_at_half = mean_average_precision(found, torch.tensor(data.targets))
-        return Score(loss / len(data), precision_at_half, len(data), data.split, chosen)
+        return Score(mean, precision_at_half, len(data), data.split, chosen)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -64,27 +65,44 @@ def evaluate(
     where = pick_device(device)
     chosen = pick_precision(precision, where)
     data = data if limit is None else data.take(limit)
-    home = next(model.parameters(), torch.empty(0)).device
-    loss = right = 0.0
-    with torch.inference_mode(), evaluating(model):
-        model.to(where)
-        try:
-            for x, y in data.batches(batch_size):
-                x, y = placed(x, where), y.to(where)
-                with autocast(where, chosen):
-                    logits = logits_of(model(x))
-                loss += float(F.cross_entropy(logits, y, reduction="sum"))
-                right += float((logits.argmax(1) == y).sum())
-        finally:
-            model.to(home)
-    if not loss < float("inf"):
-        raise ConfigError(f"the loss on {data.name} {data.split} is not finite; the weights hold NaN or have diverged")
-    return Score(loss / len(data), right / len(data), len(data), data.split, chosen)
+    batches = ((placed(x, where), y.to(where)) for x, y in data.batches(batch_size))
+    with measuring(model, where):
+        loss, right = score(model, batches, chosen, f"{data.name} {data.split}")
+    return Score(loss, right, len(data), data.split, chosen)
 
 
-def accuracy(model: nn.Module, data: ImageData, batch_size: int = 500, limit: int | None = None) -> float:
+def accuracy(
+    model: nn.Module, data: ImageData, batch_size: int = 500, limit: int | None = None, device: str = "auto"
+) -> float:
     """Fraction of right answers in float32, 0 .. 1; `evaluate` says more."""
-    return evaluate(model, data, batch_size=batch_size, limit=limit).accuracy
+    return evaluate(model, data, batch_size=batch_size, limit=limit, device=device).accuracy
+
+
+@torch.inference_mode()
+def score(
+    model: nn.Module, batches: Iterable[Batch], precision: str, name: str = "the given batches"
+) -> tuple[float, float]:
+    """Mean loss and accuracy on batches that are where the model is; its mode is for the caller to choose.
+
+    Raises:
+        ConfigError: the answers are no logits, or the loss is not finite; `name` says on what.
+    """
+    loss = right = 0.0
+    count = 0
+    for x, y in batches:
+        with autocast(x.device, precision):
+            logits = logits_of(model(x))
+        loss += float(F.cross_entropy(logits, y, reduction="sum"))
+        right += float((logits.argmax(1) == y).sum())
+        count += len(y)
+    return finite(loss / count, name), right / count
+
+
+def finite(loss: float, name: str) -> float:
+    """The loss, refused where it is not finite."""
+    if not math.isfinite(loss):
+        raise ConfigError(f"the loss on {name} is not finite; the weights hold NaN or have diverged")
+    return loss
 
 
 def labelled_batches(data: Labelled, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
@@ -123,6 +141,20 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
             module.training = training
 
 
+@contextmanager
+def measuring(model: nn.Module, where: torch.device) -> Iterator[nn.Module]:
+    """The model there, in eval mode; afterwards where and in the modes that it was.
+
+    Never enter it in `torch.inference_mode`: what is moved there can be trained no more, and no error says so.
+    """
+    home = next(model.parameters(), torch.empty(0)).device
+    with evaluating(model):
+        try:
+            yield model.to(where)
+        finally:
+            model.to(home)
+
+
 @torch.no_grad()
 def recalibrate(
     model: nn.Module,
@@ -156,11 +188,13 @@ def recalibrate(
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum, norm.training = None, True  # no momentum: a plain average over the batches
-        for x, _ in data.take(min(limit, len(data))).batches(batch_size, generator, augment):
-            with autocast(device, chosen):
-                model(placed(x, device))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+        try:
+            for x, _ in data.take(min(limit, len(data))).batches(batch_size, generator, augment):
+                with autocast(device, chosen):
+                    model(placed(x, device))
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:

@@ -24,26 +24,23 @@ al., "EagleEye: Fast Sub-net Evaluation for Efficient Neural Network Pruning", E
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruning.devices import autocast, pick_device, pick_precision, place, placed
-from pruning.evaluation import Labelled, labelled_batches, logits_of
+from pruning.devices import pick_device, pick_precision, place, placed
+from pruning.evaluation import Labelled, labelled_batches, score
 from pruning.importance import gradients, rank_units
 from pruning.progress import shown
 from pruning.surgery import in_torch_layout
 from pruning.wiring import Wiring, wire
 from workloads.channels import ChannelAnalysis
 from workloads.constants import tensors_of
-from workloads.data import ImageData
 from workloads.errors import ConfigError, PlanError
 from workloads.sparsity import WeightSparsity
 from workloads.store import read_json, write_json
@@ -348,20 +345,6 @@ def _zeroed(change: Change) -> Iterator[None]:
             tensor.copy_(old)
 
 
-@torch.inference_mode()
-def score(net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: str) -> tuple[float, float]:
-    """Mean loss and accuracy on batches that are where the network is; its mode is for the caller to choose."""
-    loss = right = 0.0
-    count = 0
-    for x, y in batches:
-        with autocast(x.device, precision):
-            logits = logits_of(net(x))
-        loss += float(F.cross_entropy(logits, y, reduction="sum"))
-        right += float((logits.argmax(1) == y).sum())
-        count += len(y)
-    return loss / count, right / count
-
-
 # ---- from gradients --------------------------------------------------------------------------------------------------
 
 
@@ -369,7 +352,7 @@ def first_order(
     model: nn.Module,
     analysis: ChannelAnalysis,
     options: Counts,
-    data: ImageData,
+    data: Labelled,
     *,
     masks: ZerosOf | None = None,
     ranking: Mapping[str, Sequence[int]] | None = None,
@@ -381,7 +364,7 @@ def first_order(
     the network has learnt by heart gradients are tiny. Accuracy is not estimated.
     """
     labelled_batches(data, batch_size)  # refuses test pictures
-    task = _Task.checked(model, analysis, options, data.split, masks, ranking)
+    task = _Task.checked(model, analysis, options, getattr(data, "split", "given"), masks, ranking)
     names = {layer: task.wiring.weight_of(layer) for layer in task.masks}
     found = gradients(model, task.wiring, data, batch_size, groups=tuple(options), weights=tuple(names.values()))
     loss: dict[str, list[float]] = {}
@@ -390,4 +373,4 @@ def first_order(
     for layer, zeros in task.masks.items():
         singles = found.weights[names[layer]]
         loss[WEIGHTS + layer] = [0.0, *(float(singles[task.removed(layer, each, singles)].sum()) for each in zeros)]
-    return task.result("first_order", len(data), "fp32", False, (found.loss, found.accuracy), loss, None)
+    return task.result("first_order", found.images, "fp32", False, (found.loss, found.accuracy), loss, None)

@@ -208,6 +208,8 @@ def fit(
 ) -> FitResult:
     """Train a model in place. Afterwards it is where it was, in eval mode, with the chosen epoch's weights.
 
+    Where training ends with an error the weights are the last ones.
+
     Args:
         model: with baked masks, zeros stay zeros; with a pruner, `pruner.model`.
         data: training pictures, shuffled and (with `augment`) augmented.
@@ -248,10 +250,13 @@ def fit(
         torch.manual_seed(seed)
         if checkpoint is not None and checkpoint.exists():
             run.restore(checkpoints.load(checkpoint), checkpoint)
-        while len(run.history) < epochs:
-            run.epoch(data, heldout, progress)
-            if checkpoint is not None:
-                checkpoints.save(run.state(), checkpoint)
+        try:
+            while len(run.history) < epochs:
+                run.epoch(data, heldout, progress)
+                if checkpoint is not None:
+                    checkpoints.save(run.state(), checkpoint)
+        finally:
+            run.put_back()
     return run.finish()
 
 
@@ -370,10 +375,13 @@ class _Run:
             self.best_epoch = last.epoch
             self.best = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
 
+    def put_back(self) -> None:
+        """The model where it was, in eval mode."""
+        self.model.to(self.home, memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+
     def finish(self) -> FitResult:
         if self.best is not None:
             self.model.load_state_dict(self.best)
-        self.model.to(self.home, memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
         if (pruner := self.pruner) is not None and not pruner.is_settled and pruner.steps_done < pruner.total_steps:
             made = f"{pruner.steps_done:,} of the {pruner.total_steps:,} steps that {pruner.name} was made for"
             warnings.warn(f"training ended after {made}: it has not removed all that it was asked to", stacklevel=3)

@@ -29,13 +29,13 @@ import numpy as np
 from torch import nn
 
 from pruning import masks
-from pruning.evaluation import Labelled, evaluating, labelled_batches
+from pruning.evaluation import Labelled, evaluating, labelled_batches, score
 from pruning.layers import chosen_weights
 from pruning.methods.base import Inputs, Pruner, register
 from pruning.methods.masked import ranked_masks
 from pruning.plan import PruningPlan, make_plan
 from pruning.schedule import CubicSchedule
-from pruning.sensitivity import CHANNELS, Sensitivity, measure, score
+from pruning.sensitivity import CHANNELS, Sensitivity, measure
 from pruning.wiring import Wiring, wire
 from workloads.channels import ChannelAnalysis, ChannelGroup, analyze
 from workloads.data import ImageData

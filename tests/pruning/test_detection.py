@@ -128,6 +128,10 @@ class TestAveragePrecision:
         found = [self.found((self.BOX, 0, 0.6)), self.found((self.BOX, 0, 0.9), (self.BOX, 1, 0.9))]
         assert mean_average_precision(found, targets) == pytest.approx((1 / 2 + 0) / 2)
 
+    def test_nothing_to_find_is_no_precision(self):
+        with pytest.raises(ConfigError, match="the targets hold no box"):
+            mean_average_precision([self.found((self.BOX, 0, 0.6))], torch.full((1, 2, 5), -1.0))
+
 
 def digits() -> ImageData:
     """White rectangles as digits: 12 x 8 pixels, one of each class."""

@@ -121,6 +121,12 @@ class TestMeasured:
         assert found.base_loss == pytest.approx(np.mean(losses), abs=1e-5)
         assert found.adapted
 
+    def test_a_network_that_has_diverged_is_refused(self, trained, analysis, heldout):
+        model = copy.deepcopy(trained)
+        torch.nn.init.constant_(model.fc.weight, 3e38)
+        with pytest.raises(ConfigError, match="the loss on the given batches is not finite"):
+            measure(model, analysis, {"conv": (16,)}, heldout, progress=False)
+
     def test_answers_that_are_no_logits_are_refused(self, trained, analysis, heldout):
         model = copy.deepcopy(trained)
         model.register_forward_hook(lambda module, inputs, logits: {"logits": logits})
@@ -142,6 +148,13 @@ class TestFirstOrder:
             assert list(losses) == sorted(losses)
             assert losses[0] == 0
         assert all(accuracy is None for accuracy in found.accuracy.values())
+
+    def test_batches_are_the_pictures_that_they_hold(self, trained, analysis, heldout, masks):
+        few = heldout.take(48)
+        whole = first_order(trained, analysis, COUNTS, few, masks=masks)
+        given = first_order(trained, analysis, COUNTS, list(few.batches(16)), masks=masks)
+        assert given.loss == whole.loss
+        assert (given.images, given.split) == (48, "given")
 
     def test_small_removals_are_estimated_in_size(self, heldout):
         """One dead filter revived a little: the estimate is within a factor of three of the measured loss."""

@@ -346,6 +346,15 @@ def test_a_pruner_of_another_model_is_refused(train):
         quick(model, train, pruner=pruner)
 
 
+def test_a_training_that_fails_leaves_the_model_in_order(train):
+    model = build("digits_cnn")
+    strides = [tensor.stride() for tensor in model.parameters()]
+    with pytest.raises(ConfigError, match="the training loss is nan in epoch 1; lower lr"):
+        quick(model, train, lr=1e30)
+    assert not any(module.training for module in model.modules())
+    assert [tensor.stride() for tensor in model.parameters()] == strides
+
+
 def test_distillation_options():
     with pytest.raises(ConfigError, match="temperature > 0"):
         Distillation(temperature=0)
@@ -371,6 +380,18 @@ class TestEvaluation:
         assert not model.bn.training
         assert all(not tensor.is_inference() for tensor in model.parameters())
 
+    def test_a_model_never_moves_where_its_parameters_become_inference_tensors(self, heldout):
+        class Watched(type(build("digits_cnn"))):
+            def to(self, *args, **kwargs):
+                moved.append(torch.is_inference_mode_enabled())
+                return super().to(*args, **kwargs)
+
+        moved = []
+        model = build("digits_cnn")
+        model.__class__ = Watched
+        evaluate(model, heldout, limit=50)
+        assert moved == [False, False]
+
     def test_nan_weights_are_an_error(self, heldout):
         model = build("digits_cnn")
         with torch.no_grad():
@@ -386,6 +407,13 @@ class TestEvaluation:
         torch.testing.assert_close(model.bn.running_mean, before_norm.mean((0, 2, 3)), atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(model.bn.running_var, before_norm.var((0, 2, 3)), atol=1e-3, rtol=1e-2)
         assert not model.bn.training
+        assert model.bn.momentum == 0.1
+
+    def test_a_failed_recalibration_leaves_norms_their_momentum(self, train):
+        model = build("digits_cnn")
+        model.fc.register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            recalibrate(model, train, limit=50)
         assert model.bn.momentum == 0.1
 
     @pytest.mark.data
