@@ -31,6 +31,9 @@ app = typer.Typer(
     "A target is a name of `codesign targets`, or a .yaml file.",
 )
 
+INTERRUPTED = 130
+"""What typer exits with after Ctrl-C."""
+
 Model = Annotated[
     str,
     typer.Argument(
@@ -434,9 +437,10 @@ def main() -> None:
         if debug:
             raise
         _fail(str(ConfigError(f"{error.filename or 'file'}: {error.strerror or error}")))
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to resume", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            print("interrupted; run the same command again to resume", file=sys.stderr)
+        raise
 
 
 def _fail(message: str) -> None:

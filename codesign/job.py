@@ -27,6 +27,7 @@ from codesign.show import console
 from codesign.solve import PriceTable, solve
 from codesign.space import Space, channel_variables, price_table, weight_variables
 from codesign.study import Study
+from codesign.subject import classes_of, load_split, lowered, network
 from workloads.channels import analyze
 from workloads.errors import ConfigError, PlanError
 from workloads.graph import LayerGraph
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor, nn
 
+    from pruning.evaluation import Pictures
     from pruning.plan import PruningPlan
     from pruning.sensitivity import Sensitivity
     from workloads.data import ImageData
@@ -76,8 +78,9 @@ def run(config: SearchConfig, folder: Path, *, device: str = "auto", overwrite: 
         CodesignError: bad names, data, weights, folder, or a budget that no candidate keeps.
     """
     check(config, device)
+    heldout = load_split(config.model, config.data, "heldout")
     study = Study.create(folder, study_config(config), overwrite, LATER)
-    return Job(config, study, device, console()).run()
+    return Job(config, study, device, console(), {"heldout": heldout}).run()
 
 
 @dataclass(frozen=True)
@@ -88,21 +91,14 @@ class Job:
     study: Study
     device: str
     screen: Console
-    splits: dict[str, ImageData] = dataclasses.field(default_factory=dict)
+    splits: dict[str, Pictures] = dataclasses.field(default_factory=dict)
 
     # ---- what it works on ------------------------------------------------------------------------------------------
 
     @cached_property
     def dense_model(self) -> nn.Module:
-        from codesign.subject import answering, classes_of
-        from pruning.masks import with_masks_in
-        from workloads.models import build
-
         weights = Path(self.config.weights) if self.config.weights else None
-        classes = classes_of(self.config.data)
-        model = build(self.config.model, classes, weights, pretrained=weights is None)
-        model = answering(self.config.model, model, self.images("train").num_classes)
-        return model if weights is None else with_masks_in(model, weights)
+        return network(self.config.model, classes_of(self.config.data), weights, pretrained=weights is None)
 
     @cached_property
     def example(self) -> tuple[Tensor, ...]:
@@ -112,12 +108,13 @@ class Job:
 
     def images(self, split: str) -> ImageData:
         """A split with the model's preprocessing, read once."""
-        from workloads.data import load
-        from workloads.models import find
+        from workloads.data import ImageData
 
         if split not in self.splits:
-            self.splits[split] = load(self.config.data, split, preprocessing=find(self.config.model).preprocessing)
-        return self.splits[split]
+            self.splits[split] = load_split(self.config.model, self.config.data, split)
+        images = self.splits[split]
+        assert isinstance(images, ImageData)  # `config.check` refuses others
+        return images
 
     @cached_property
     def heldout(self) -> ImageData:
@@ -131,8 +128,6 @@ class Job:
 
     def lowered(self, model: nn.Module) -> LayerGraph:
         """A model's graph in the machine's precision."""
-        from codesign.subject import lowered
-
         return self.machine.native(lowered(self.config.model, model, self.heldout, self.config.unknown))
 
     @cached_property
@@ -193,7 +188,7 @@ class Job:
         """Units of each channel group, most important first, as the sensitivity phase measured them."""
         from pruning.sensitivity import Sensitivity
 
-        return dict(Sensitivity.from_dict(self.study.read("sensitivity")["result"]).ranking)
+        return dict(self.study.stored("sensitivity", Sensitivity.from_dict).ranking)
 
     # ---- phases ----------------------------------------------------------------------------------------------------
 
@@ -228,7 +223,6 @@ class Job:
             solve(self.prices, self.budgets)
 
     def _sensitivity(self) -> Sensitivity:
-        from pruning.importance import rank_units
         from pruning.sensitivity import Sensitivity, measure
 
         counts: dict[str, tuple[int, ...]] = {}
@@ -240,19 +234,10 @@ class Job:
                 masks[v.of] = tuple(self.space.masks[v.of, i] for i in range(1, len(v.options)))
 
         def compute() -> Sensitivity:
-            model, analysis = self.dense_model, self.space.analysis
-            ranked = rank_units(model, analysis, groups=tuple(counts)) if counts else {}
-            order = {group: tuple(int(unit) for unit in units) for group, units in ranked.items()}
             return measure(
-                model,
-                analysis,
-                counts,
-                self.heldout,
-                masks=masks,
-                ranking=order,
-                device=self.device,
+                self.dense_model, self.space.analysis, counts, self.heldout, masks=masks, device=self.device,
                 adapt_norms=True,
-            )
+            )  # fmt: skip
 
         return self.study.phase("sensitivity", compute, lambda found: found.to_dict(), Sensitivity.from_dict)
 
@@ -273,15 +258,18 @@ class Job:
         """Measure candidates of the front that keep the budget on the real pruned graph; take the most accurate."""
         from pruning.plan import PruningPlan
 
-        stored = self.study.phase("pick", lambda: self._measure(front), lambda x: x, lambda x: x)
+        stored = self.study.phase("pick", lambda: self._measure(front))
         plan = PruningPlan.from_dict(stored["plan"])
         if not self.study.has("plan"):
             plan.save(self.study.path("plan"))
         return {name: stored[name] for name in ("dense_heldout", "pick_heldout")}, plan
 
-    def _measure(self, front: Front) -> dict[str, Any]:
+    def _accuracy(self, model: nn.Module, images: ImageData) -> float:
         from pruning.evaluation import accuracy
 
+        return accuracy(model, images, device=self.device)
+
+    def _measure(self, front: Front) -> dict[str, Any]:
         found: list[dict[str, Any]] = []
         with _Progress(self.screen, "measuring candidates") as tick:
             for choice in self._candidates(front):
@@ -294,7 +282,7 @@ class Job:
                         "choice": [int(i) for i in choice],
                         "costs": cost,
                         "feasible": keeps,
-                        "heldout": accuracy(model, self.heldout),
+                        "heldout": self._accuracy(model, self.heldout),
                         "plan": plan.to_dict(),
                     }
                 )
@@ -310,7 +298,7 @@ class Job:
             )
         best = max(usable, key=lambda item: item["heldout"])
         return {
-            "dense_heldout": accuracy(self.dense_model, self.heldout),
+            "dense_heldout": self._accuracy(self.dense_model, self.heldout),
             "pick_heldout": best["heldout"],
             "choice": best["choice"],
             "table_cost": float(self._table_cost(front, best["choice"])),
@@ -354,7 +342,6 @@ class Job:
 
     def _finetune(self, plan: PruningPlan) -> tuple[nn.Module, dict[str, float]]:
         """The pruned network after fine-tuning, from its file if it is there."""
-        from pruning.evaluation import accuracy
         from pruning.training import fit
         from workloads.models.weights import load_weights, save_weights
 
@@ -370,21 +357,20 @@ class Job:
                     checkpoint=self.study.folder / "training.pt",
                 )  # fmt: skip
             save_weights(model, path)
-            return {"tuned_heldout": accuracy(model, self.heldout)}
+            return {"tuned_heldout": self._accuracy(model, self.heldout)}
 
-        tuned = self.study.phase("finetune", tune, lambda x: x, lambda x: x)
+        tuned = self.study.phase("finetune", tune)
         load_weights(model, path)
         return model, tuned
 
     def _test(self, model: nn.Module) -> dict[str, float]:
         """Test accuracy, measured once, here."""
-        from pruning.evaluation import accuracy
 
         def test() -> dict[str, float]:
             images = self.images("test")
-            return {"dense_test": accuracy(self.dense_model, images), "test": accuracy(model, images)}
+            return {"dense_test": self._accuracy(self.dense_model, images), "test": self._accuracy(model, images)}
 
-        return self.study.phase("test", test, lambda x: x, lambda x: x)
+        return self.study.phase("test", test)
 
     def _outcome(
         self, plan: PruningPlan, model: nn.Module, pruned: SimulationResult, accuracies: Mapping[str, float]
@@ -421,7 +407,7 @@ class Job:
     @cached_property
     def front(self) -> Front:
         """The finished search."""
-        return Front.from_dict(self.study.read("front")["result"])
+        return self.study.stored("front", Front.from_dict)
 
     def _tell(self, outcome: Outcome) -> None:
         from codesign.report import what_binds

@@ -8,7 +8,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from accel_models import SimulationResult, Target, target
 from codesign.costs import nonzero_macs
 from codesign.show import console
 from codesign.study import Study, content_hash
-from codesign.subject import answering, classes_of, load_images, lowered, objective_of, own_sources
+from codesign.subject import classes_of, load_images, lowered, network, objective_of, own_sources
 from workloads.errors import CodesignError, ConfigError, PlanError
 from workloads.store import write_json
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from pruning.evaluation import Pictures
     from pruning.methods import Pruner
     from pruning.shrink import Shrunk
-    from pruning.training import Objective
 
 
 DENSE = "dense"
@@ -202,15 +201,17 @@ def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool
     Raises:
         CodesignError: bad names or options, missing data, an output folder that cannot be used.
     """
+    from pruning.devices import pick_device
     from workloads.models import example_input
     from workloads.models.weights import save_weights
 
+    pick_device(device)
     cls, images, module = start(config)
     example = example_input(config.model)
     asked = {"command": "prune", **asdict(config), **own_sources(config.model, config.data)}
     asked |= weights_hash(config)
     if (out / "result.json").exists() and not overwrite:  # before a method measures anything
-        return PruneOutcome.from_dict(Study.create(out, asked).read("result")["result"])
+        return Study.create(out, asked).stored("result", PruneOutcome.from_dict)
     pruner = (
         None
         if cls is None
@@ -224,7 +225,8 @@ def run(config: PruneConfig, out: Path, *, device: str = "auto", overwrite: bool
     if shrunk is not None:
         shrunk.plan.save(study.path("plan"))
     save_weights(sparse, out / "model.safetensors")
-    outcome = measured(config, module, sparse, images, seconds, shrunk, () if pruner is None else pruner.notes)
+    notes = () if pruner is None else pruner.notes
+    outcome = measured(config, module, sparse, images, seconds, shrunk, notes, device)
     write_json(study.path("result"), {"seconds": outcome.seconds, "result": outcome.to_dict()})
     return outcome
 
@@ -264,14 +266,9 @@ def start(config: PruneConfig) -> tuple[type[Pruner] | None, Mapping[str, Pictur
 
 def dense_network(config: PruneConfig, images: Mapping[str, Pictures]) -> nn.Module:
     """What a run starts from; weights that an earlier run removed stay removed."""
-    from pruning.masks import with_masks_in
-    from workloads.models import build
-
     file = Path(config.weights) if config.weights not in ("pretrained", "scratch") else None
-    classes = images["train"].num_classes
-    module = build(config.model, classes, file, config.seed, pretrained=config.weights == "pretrained")
-    module = answering(config.model, module, classes)
-    return module if file is None else with_masks_in(module, file)
+    is_known = config.weights == "pretrained"
+    return network(config.model, images["train"].num_classes, file, seed=config.seed, pretrained=is_known)
 
 
 def teacher(config: PruneConfig, dense: nn.Module) -> nn.Module | None:
@@ -318,6 +315,7 @@ def measured(
     seconds: float,
     shrunk: Shrunk | None = None,
     notes: tuple[str, ...] = (),
+    device: str = "auto",
 ) -> PruneOutcome:
     """Test both networks once and price them.
 
@@ -325,25 +323,31 @@ def measured(
         shrunk: how `sparse` lost its dead channels, if it did. notes: of the method.
     """
     machines, objective = {name: target(name) for name in config.targets}, objective_of(config.model)
+
+    def accuracy(net: nn.Module, split: str) -> float:
+        return objective.evaluate(net, images[split], device=device).accuracy
+
     before, after = (lowered(config.model, each, images["heldout"], config.unknown) for each in (dense, sparse))
     return PruneOutcome(
-        dense_test=objective.evaluate(dense, images["test"]).accuracy if config.is_trained else None,
-        test=objective.evaluate(sparse, images["test"]).accuracy,
-        heldout=objective.evaluate(sparse, images["heldout"]).accuracy,
+        dense_test=accuracy(dense, "test") if config.is_trained else None,
+        test=accuracy(sparse, "test"),
+        heldout=accuracy(sparse, "heldout"),
         weights=count_weights(dense)[0],
         nonzeros=count_weights(sparse)[1],
         seconds=round(seconds, 1),
         priced={name: (machine.simulate(before), machine.simulate(after)) for name, machine in machines.items()},
-        int8_test=_int8_accuracy(sparse, images, objective) if any(map(is_int8, machines.values())) else None,
+        int8_test=_int8_accuracy(sparse, images, accuracy) if any(map(is_int8, machines.values())) else None,
         channels=0 if shrunk is None else shrunk.units,
         removed_channels=0 if shrunk is None else sum(shrunk.plan.removed.values()),
         nonzero_macs=nonzero_macs(after),
-        robust=_robustness(config, dense, sparse, images["test"]),
+        robust=_robustness(config, dense, sparse, images["test"], device),
         notes=notes,
     )
 
 
-def _robustness(config: PruneConfig, dense: nn.Module, sparse: nn.Module, test: Pictures) -> Mapping[str, Robustness]:
+def _robustness(
+    config: PruneConfig, dense: nn.Module, sparse: nn.Module, test: Pictures, device: str
+) -> Mapping[str, Robustness]:
     """Of the network that was trained and the pruned one, where it is asked for."""
     from pruning.adversarial import robustness
     from workloads.data import ImageData
@@ -352,7 +356,7 @@ def _robustness(config: PruneConfig, dense: nn.Module, sparse: nn.Module, test: 
         return {}
     assert isinstance(test, ImageData)  # `run` refuses others
     models = ({"dense": dense} if config.is_trained else {}) | {"pruned": sparse}
-    return robustness(models, test.take(config.attacked))
+    return robustness(models, test.take(config.attacked), device=device)
 
 
 def pruner_of(
@@ -431,12 +435,14 @@ def is_int8(machine: Target) -> bool:
     return machine.family.precisions == (8,)
 
 
-def _int8_accuracy(model: nn.Module, images: Mapping[str, Pictures], objective: Objective) -> float | None:
+def _int8_accuracy(
+    model: nn.Module, images: Mapping[str, Pictures], accuracy: Callable[[nn.Module, str], float]
+) -> float | None:
     """On the test images; a network that cannot be quantised is no reason to lose its training: that is printed."""
     from pruning.quantization import quantize
 
     try:
-        return objective.evaluate(quantize(model, images["heldout"]), images["test"]).accuracy
+        return accuracy(quantize(model, images["heldout"]), "test")
     except PlanError as error:
         console().print(f"accuracy in int8 is not measured: {error}")
         return None

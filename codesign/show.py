@@ -212,12 +212,13 @@ def _prepared(subject: Subject, plan: Path | None, calibrate: str | None) -> tup
             raise PlanError(f"{plan}: not a plan for {subject.name}: {error}") from error
     batch = None
     if calibrate:
+        from codesign.subject import load_split
         from workloads.data import load
-        from workloads.models import find, is_entry
+        from workloads.models import is_entry
 
-        known = find(subject.name).preprocessing if is_entry(subject.name) else None
-        images = load(calibrate, "heldout", preprocessing=known) if known else load(calibrate, "heldout")
-        batch = (images.tensor(slice(0, 32)),)
+        is_known = is_entry(subject.name)
+        images = load_split(subject.name, calibrate, "heldout") if is_known else load(calibrate, "heldout")
+        batch = (next(iter(images.batches(32)))[0],)
     return (lower(module, (example,), on_unknown=subject.on_unknown, calibration=batch, name=subject.name),)
 
 

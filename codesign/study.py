@@ -84,10 +84,28 @@ class Study:
     def read(self, name: str) -> Any:
         return read_json(self.path(name))
 
-    def phase(self, name: str, compute: Callable[[], T], dump: Callable[[T], Any], load: Callable[[Any], T]) -> T:
+    def stored(self, name: str, load: Callable[[Any], T]) -> T:
+        """The result of a finished phase.
+
+        Raises:
+            ConfigError: the file is not what this version writes.
+        """
+        try:
+            return load(self.read(name)["result"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"{self.path(name)}: not what this version writes ({reason}); --overwrite") from error
+
+    def phase(
+        self,
+        name: str,
+        compute: Callable[[], T],
+        dump: Callable[[T], Any] = lambda result: result,
+        load: Callable[[Any], T] = lambda result: result,
+    ) -> T:
         """The phase's result: read if it is there, else computed, written with the seconds it took, and returned."""
         if self.has(name):
-            return load(self.read(name)["result"])
+            return self.stored(name, load)
         started = time.perf_counter()
         result = compute()
         write_json(self.path(name), {"seconds": round(time.perf_counter() - started, 3), "result": dump(result)})

@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
+import numpy as np
+
 from workloads.errors import ConfigError, unknown_name
 from workloads.graph import LayerGraph
 
@@ -133,6 +135,9 @@ def _imported(name: str, weights: Path | None, shape: str | None, on_unknown: Li
         make = getattr(importlib.import_module(module_name), function)
     except (ImportError, AttributeError, SyntaxError, ValueError) as error:
         raise ConfigError(f"{name}: cannot be imported ({error}); is its folder on PYTHONPATH?") from error
+    except Exception as error:  # whatever the file does as it is imported
+        raised = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{name}: importing it raised {raised}; --debug shows where") from error
     try:
         model = make()
     except Exception as error:
@@ -216,7 +221,7 @@ def load_split(model: str, data: str, split: str) -> Pictures:
     given = images.images.shape[1:]
     if given != tuple(entry.input_shape):
         ours, needed = ("x".join(map(str, size)) for size in (given, entry.input_shape))
-        raise ConfigError(f"--data {data}: its images are {ours}, {model} takes {needed}; choose other data or model")
+        raise ConfigError(f"data {data}: its images are {ours}, {model} takes {needed}; choose other data or model")
     return images if entry.preprocessing is None else replace(images, preprocessing=entry.preprocessing)
 
 
@@ -242,6 +247,23 @@ def checked_unknown(text: str) -> Literal["error", "vector"]:
     if text not in ("error", "vector"):
         raise ConfigError(f"--unknown {text!r}: must be error or vector")
     return cast(Literal["error", "vector"], text)
+
+
+def network(
+    model: str, classes: int | None, weights: Path | None = None, *, seed: int = 0, pretrained: bool = False
+) -> nn.Module:
+    """A network of that name for so many classes; weights that an earlier run removed stay removed.
+
+    Raises:
+        CodesignError: an unknown name, weights that do not fit, or a network that does not answer as a classifier.
+    """
+    from pruning.masks import with_masks_in
+    from workloads.models import build
+
+    net = build(model, classes, weights, seed, pretrained=pretrained)
+    if classes is not None:
+        net = answering(model, net, classes)
+    return net if weights is None else with_masks_in(net, weights)
 
 
 def answering(model: str, net: nn.Module, classes: int) -> nn.Module:
@@ -291,7 +313,8 @@ def own_sources(model: str, data: str) -> dict[str, str]:
         digest = hashlib.sha256()
         for split in find(data).splits:
             pictures = load(data, split)
-            digest.update(pictures.images.tobytes() + pictures.labels.tobytes())
+            for array in (pictures.images, pictures.labels):
+                digest.update(np.ascontiguousarray(array).data)
         found["data_sha256"] = digest.hexdigest()
     return found
 

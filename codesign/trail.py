@@ -100,16 +100,18 @@ class TrailRun:
     """A finished or interrupted `codesign prune` with the trail it left.
 
     Args:
-        folder: the run's.
+        folder: the run's. device: that accuracy is measured on.
 
     Raises:
         ConfigError: no such run, or its method leaves no trail.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: str = "auto") -> None:
+        from pruning.devices import pick_device
         from pruning.trail import Trail
 
-        self.folder, self.study = folder, Study.open(folder)
+        pick_device(device)
+        self.folder, self.device, self.study = folder, device, Study.open(folder)
         if self.study.config.get("command") != "prune":
             raise ConfigError(f"{folder}: holds no run of codesign prune")
         known = {each.name for each in dataclass_fields(PruneConfig)}
@@ -165,9 +167,7 @@ class TrailRun:
             raise unknown_name("target of the run", name, self.config.targets)
         return name
 
-    def pick(
-        self, wanted: Pick, out: Path, epochs: int, rate: float, device: str = "auto", overwrite: bool = False
-    ) -> PruneOutcome:
+    def pick(self, wanted: Pick, out: Path, epochs: int, rate: float, overwrite: bool = False) -> PruneOutcome:
         """Retrain the picked network, its zeros kept; test it once and price it. An interrupted retraining goes on.
 
         Args:
@@ -180,11 +180,11 @@ class TrailRun:
         asked["network_sha256"] = content_hash(self.trail.folder / self._point(row.step).file)
         study = Study.create(out, {**asked, "retraining": [epochs, rate]}, overwrite)
         if study.has("result"):
-            return PruneOutcome.from_dict(study.read("result")["result"])
+            return study.stored("result", PruneOutcome.from_dict)
         net, config = self._network(row.step), replace(self.config, epochs=epochs, rate=rate)
-        seconds = prune.retrain(net, config, self.dense, self.images, out, device=device)
+        seconds = prune.retrain(net, config, self.dense, self.images, out, device=self.device)
         save_weights(net, out / "model.safetensors")
-        outcome = prune.measured(self.config, self.dense, net, self.images, seconds)
+        outcome = prune.measured(self.config, self.dense, net, self.images, seconds, device=self.device)
         write_json(study.path("result"), {"seconds": outcome.seconds, "result": outcome.to_dict()})
         return outcome
 
@@ -203,7 +203,7 @@ class TrailRun:
         found = {name: target(name).simulate(graph) for name in self.config.targets}
         latency = {name: price.latency_s for name, price in found.items()}
         energy = {name: price.energy_j for name, price in found.items()}
-        score = objective_of(self.config.model).evaluate(net, self.images["heldout"])
+        score = objective_of(self.config.model).evaluate(net, self.images["heldout"], device=self.device)
         return TrailRow(step, density, score.accuracy, latency, energy)
 
 
@@ -221,7 +221,7 @@ def run(
     from reports.drawing import png
     from reports.trail import trail_figure
 
-    found = TrailRun(folder)
+    found = TrailRun(folder, device)
     if wanted is not None:
         found.target_of(wanted)
     rows = found.rows()
@@ -255,7 +255,7 @@ def run(
     screen.print(
         f"picked: step {picked.step:,}, density {picked.density:.4f} of pruned layers, held out {picked.heldout:.2%}"
     )
-    outcome = found.pick(wanted, out, epochs, rate, device, overwrite)
+    outcome = found.pick(wanted, out, epochs, rate, overwrite)
     words = ["codesign", "trail", str(folder), "--epochs", str(epochs), "--lr", f"{rate:g}", "--out", str(out)]
     for name, value in asdict(wanted).items():
         words += [f"--{name.replace('_', '-')}", str(value)] if value not in (None, "") else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from codesign.show import console
-from codesign.subject import answering, load_images, objective_of
+from codesign.subject import load_images, network, objective_of
 from workloads.errors import ConfigError
 
 
@@ -31,9 +31,8 @@ def train_model(
     Raises:
         CodesignError: bad names or options, missing data, an output that is there already or cannot be written.
     """
-    from pruning.masks import with_masks_in
+    from pruning.devices import pick_device
     from pruning.training import fit
-    from workloads.models import build
     from workloads.models.weights import save_weights
 
     if out.suffix != ".safetensors":
@@ -44,11 +43,9 @@ def train_model(
         raise ConfigError(f"--out {out}: exists already; choose another --out, or --overwrite")
     if epochs < 1:
         raise ConfigError("--epochs 0: training needs at least one")
+    pick_device(device)
     images, objective = load_images(name, data), objective_of(name)
-    classes = images["train"].num_classes
-    model = answering(name, build(name, num_classes=classes, weights=weights, seed=seed), classes)
-    if weights is not None:
-        model = with_masks_in(model, weights)
+    model = network(name, images["train"].num_classes, weights, seed=seed)
     checkpoint = out.with_suffix(".training.pt")
     result = fit(
         model, images["train"], epochs, rate, heldout=images["heldout"], objective=objective, device=device, seed=seed,
@@ -58,5 +55,5 @@ def train_model(
     checkpoint.unlink(missing_ok=True)
     screen = console()
     screen.print(str(result))
-    reached = objective.evaluate(model, images["test"]).accuracy
+    reached = objective.evaluate(model, images["test"], device=device).accuracy
     screen.print(f"test {objective.metric} {reached:.2%} on {len(images['test']):,} images; weights: {out}")

@@ -56,6 +56,16 @@ class TestQuickCommands:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert done.stdout.splitlines()[-1] == "[]"
 
+    def test_an_interrupt_says_how_to_go_on(self) -> None:
+        code = (
+            "import signal, sys; from codesign import cli\n"
+            "cli.app.command('wait')(lambda: signal.raise_signal(signal.SIGINT))\n"
+            "sys.argv = ['codesign', 'wait']; cli.main()"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (130, "")
+        assert done.stderr == "interrupted; run the same command again to resume\n"
+
     def test_pricing_a_saved_graph_never_imports_torch(self, tmp_path: Path) -> None:
         code = (
             "import sys, accel_models, workloads.tables\n"
@@ -423,6 +433,14 @@ BAD = {
     "own function raises": (
         lambda f: ["lower", f"{own_model(f)}:broken", "--input", "1,3,9,9"],
         "broken() raised ValueError: my own mistake",
+    ),
+    "other pictures": (
+        lambda f: ["simulate", "lenet5", "--calibrate", "digits", "--target", "ideal"],
+        "data digits: its images are 1x8x8, lenet5 takes 1x28x28",
+    ),
+    "own file raises": (
+        lambda f: ["lower", f"{broken(f, 'my_raising_net.py', '1 / 0').stem}:net", "--input", "1,3,9,9"],
+        "importing it raised ZeroDivisionError: division by zero; --debug",
     ),
     "no module name": (lambda f: ["lower", ":net", "--input", "1,3,9,9"], ":net: cannot be imported"),
     "images of another shape": (

@@ -216,7 +216,7 @@ class TestPick:
             return {**job.dense_costs, "latency": next(costs) * job.dense_costs["latency"]}
 
         assert job.budgets["latency"] == 0.6 * job.dense_costs["latency"]  # before prices are replaced
-        monkeypatch.setattr("pruning.evaluation.accuracy", lambda *_: next(answers))
+        monkeypatch.setattr("pruning.evaluation.accuracy", lambda *_, **__: next(answers))
         monkeypatch.setattr("codesign.job.graph_costs", priced_as)
         _, plan = job._pick(job.front)
         found = dict(result_of(job.study.folder, "pick"))
@@ -453,9 +453,9 @@ class TestTestSplit:
             loaded[phases[-1]].add(split)
             return load(name, split, **options)
 
-        def watched_accuracy(model: Any, data: Any) -> float:
+        def watched_accuracy(model: Any, data: Any, **options: Any) -> float:
             measured[phases[-1]].add(data.split)
-            return accuracy(model, data)
+            return accuracy(model, data, **options)
 
         def phase(study: Study, name: str, *rest: Any) -> Any:
             phases.append(name)
@@ -596,6 +596,7 @@ class TestRefused:
             ({"budgets": ("latency=0.7x", "latency=0.5x")}, "latency has two"),
             ({"multiple": 0}, "--multiple 0: must be at least 1"),
             ({"multiple": -8}, "--multiple -8: must be at least 1"),
+            ({"model": "lenet5"}, "data digits: its images are .*, lenet5 takes 1x28x28"),
         ],
     )
     def test_before_anything_is_written(self, tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -25,7 +25,7 @@ from codesign.prune import PruneConfig, PruneOutcome, load_pruned, parse_options
 from codesign.prune_report import report
 from codesign.subject import Subject, load_split, objective_of
 from pruning import masks, shrink, training
-from pruning.evaluation import accuracy
+from pruning.evaluation import Score, accuracy
 from pruning.layers import WEIGHTED
 from pruning.methods import Pruner, methods
 from pruning.plan import PruningPlan
@@ -83,6 +83,26 @@ def test_what_is_written_is_what_was_pruned(folder: Path) -> None:
     note = f"test accuracy in int8: {found.int8_test:.2%}"
     noted = {path.parent.name: note in path.read_text() for path in folder.glob("*/report.html")}
     assert noted == {"eyeriss_v2": True, "ideal": False}
+
+
+def test_the_device_that_was_asked_for_measures_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def watched(*_: object, device: str = "auto", **__: object) -> Score:
+        seen.append(device)
+        return Score(0.0, 0.5, 1, "test", "fp32")
+
+    monkeypatch.setattr(Classification, "evaluate", watched)
+    net, images = build("digits_cnn"), {split: load("digits", split) for split in ("heldout", "test")}
+    found = prune.measured(CONFIG, net, net, images, 0.0, device="cpu")
+    assert found.int8_test == 0.5
+    assert seen == ["cpu", "cpu", "cpu"]
+
+
+def test_an_unknown_device_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="device 'abacus' cannot be used"):
+        prune.run(CONFIG, tmp_path / "run", device="abacus")
+    assert not (tmp_path / "run").exists()
 
 
 def test_channels_without_effect_are_removed_from_what_is_stored_tested_and_priced(

@@ -48,6 +48,13 @@ class TestPhases:
         assert run_phase(Study.open(tmp_path), "front", Counted((7, 7))) == (1, 2)
         assert work.calls == 1
 
+    def test_a_result_of_another_version_is_one_line(self, tmp_path: Path) -> None:
+        study = Study.create(tmp_path, CONFIG)
+        run_phase(study, "front", Counted((1, 2)))
+        for load in (lambda result: result["choices"], lambda result: int(result), lambda result: result.choices):
+            with pytest.raises(ConfigError, match=r"front\.json: not what this version writes \((Type|Attribute)Error"):
+                study.phase("front", Counted(1), load=load)
+
     def test_phases_are_apart(self, tmp_path: Path) -> None:
         study, first, second = Study.create(tmp_path, CONFIG), Counted((1,)), Counted((2,))
         assert (run_phase(study, "front", first), run_phase(study, "test", second)) == ((1,), (2,))
