@@ -13,7 +13,7 @@ Who calls what, when:
 | call | by whom | when | may touch |
 |---|---|---|---|
 | `__init__` | the user | once, before training | makes `self.model`; the user's model stays as it is |
-| `loss()` | the user | every step, before `backward` | nothing; a scalar that gradients flow through |
+| `loss()` | the user | every step, between forward and `backward` | nothing; a scalar that gradients flow through |
 | `step()` | the user | every step, after `optimizer.step()` | masks, gates, the method's own optimizer |
 | `finalize()` | the user | once, after training | nothing; returns a baked copy |
 | `state_dict()` | the user, `fit` | at any step boundary | nothing |
@@ -207,8 +207,8 @@ class Pruner(ABC):
         """
         mine = {"method": self.name, "total_steps": self.total_steps, **self.settings}
         other = {"method": state.get("method"), "total_steps": state.get("total_steps"), **state.get("options", {})}
-        for key in mine.keys() & other.keys() - self.STATED:
-            if mine[key] != other[key]:
+        for key in mine:
+            if key in other and key not in self.STATED and mine[key] != other[key]:
                 raise PlanError(f"pruner state has {key} {other[key]!r}, this one is made for {mine[key]!r}")
         self.steps_done = int(state["steps_done"])
 

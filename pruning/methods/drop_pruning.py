@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning import masks
-from pruning.granularity import keep_best, kept_count
+from pruning.granularity import check_scores, keep_best, kept_count
 from pruning.methods.base import Inputs, register
 from pruning.methods.masked import MaskPruner
 from workloads.errors import PlanError, unknown_name
@@ -254,7 +254,9 @@ class DropPruning(MaskPruner):
         """Mask and magnitude of all weights of a pool: bool and float32, (size,)."""
         found, scores = masks.attached_masks(self.model), self.scores()
         live = torch.cat([self._of_pool(name, found[name]) for name in pool.names])
-        return live, torch.cat([self._of_pool(name, scores[name]) for name in pool.names]).float()
+        sizes = torch.cat([self._of_pool(name, scores[name]) for name in pool.names]).float()
+        check_scores(sizes)
+        return live, sizes
 
     def _of_pool(self, name: str, values: Tensor) -> Tensor:
         """Of the weights that an earlier pruning left, in one dimension."""

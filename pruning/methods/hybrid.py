@@ -30,7 +30,7 @@ from torch import nn
 
 from pruning import masks
 from pruning.evaluation import Labelled, evaluating, labelled_batches, score
-from pruning.layers import chosen_weights
+from pruning.layers import WEIGHTED, chosen_weights, left_dense
 from pruning.methods.base import Inputs, Pruner, register
 from pruning.methods.masked import ranked_masks
 from pruning.plan import PruningPlan, make_plan
@@ -46,6 +46,7 @@ from workloads.lowering import lower
 Multiple = int | Mapping[str, int]
 Cost = tuple[float, float]  # accuracy lost (a fraction), loss gained (nats)
 BATCH = 250
+ROUNDING = 1e-9  # of a difference of accuracies
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ class HybridPruning(Pruner):
             all. A layer of fewer channels keeps them all. `codesign` takes it from the target.
         levels: counts tried for each group, spread over its multiples.
         inner_only: leave channels that an addition joins, such as residual stages, as they are.
-        keep: layers whose channels all stay, or modules; naming one of a residual stream leaves the stream alone.
+        keep: layers whose channels and weights all stay, or modules; naming one of a residual stream leaves the
+            stream alone.
         images: of `data`, the first so many; batches are all used.
         adapt_norms: batch norms use the statistics of the tested pictures, in the sensitivity test only.
         plan: thin by this plan instead of a test; how a run is taken up where the test could come out otherwise.
@@ -194,7 +196,12 @@ class HybridPruning(Pruner):
         if weights and check is None:
             self.notes = ("weights are pruned without a check of the thinner network's accuracy (check=)",)
         if weights:
-            layers = chosen_weights(self.model, example_inputs, prune_first=prune_first, prune_last=prune_last)
+            weighted = [name for name, module in self.model.named_modules() if isinstance(module, WEIGHTED)]
+            dense_too = [name for name in keep if any(f"{layer}.".startswith(f"{name}.") for layer in weighted)]
+            layers = chosen_weights(
+                self.model, example_inputs, keep=dense_too, prune_first=prune_first, prune_last=prune_last
+            )
+            self.notes += left_dense(self.model, layers, example_inputs)
             self.names = tuple(layers.values())
             dense = {name: masks.dense_weight(self.model, name) for name in self.names}
             masks.attach(self.model, {name: weight.new_ones(weight.shape).bool() for name, weight in dense.items()})
@@ -227,10 +234,10 @@ class HybridPruning(Pruner):
         """By parameter, those that lose weights; none where the thinner network does not pass the check."""
         if self._dense_accuracy is not None:
             self.thin_accuracy = self._accuracy(self.model)
-            is_passed = self.thin_accuracy >= self._dense_accuracy - (self._check or 0.0)
+            is_passed = self.thin_accuracy >= self._dense_accuracy - (self._check or 0.0) - ROUNDING
             said = f"the thinner network had {self.thin_accuracy:.2%}, the dense one {self._dense_accuracy:.2%}"
             done = "passed, weights were pruned" if is_passed else "failed, weights were not pruned"
-            self.notes = (f"accuracy check {done}: {said} ({self._check:.2%} may be lost)",)
+            self.notes += (f"accuracy check {done}: {said} ({self._check:.2%} may be lost)",)
             if not is_passed:
                 return {}
         if self.density is not None:
@@ -402,7 +409,7 @@ class ThinningTarget:
     def limit(self, analysis: ChannelAnalysis, found: Sensitivity) -> Cost:
         """The cost up to which every group is thinned."""
         if self.tolerance is not None:
-            return self.tolerance, math.inf
+            return self.tolerance + ROUNDING, math.inf
         assert self.macs is not None
         wanted = self.macs * analysis.source.macs
         costs = sorted({cost for curve in curves(found).values() for cost, _ in curve})

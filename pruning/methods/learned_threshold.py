@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning import masks
-from pruning.granularity import keep_best, kept_count
+from pruning.granularity import check_scores, keep_best, kept_count
 from pruning.layers import chosen_weights, left_dense
 from pruning.masks import MaskedWeight
 from pruning.methods.base import Inputs, Pruner, register
@@ -125,7 +125,7 @@ class LearnedThreshold(Pruner):
     """Learn how much every layer can lose, then retrain what is left; start from a trained network.
 
     Until `end` gates are soft and thresholds move; then masks are hard and stay. `finalize` answers with hard masks at
-    any time. Thresholds follow the gradients of the weights as they are when `step` is called, so clipping reaches
+    any time; a copy that was made before `end`, such as an average of weights, stays soft. Thresholds follow the gradients of the weights as they are when `step` is called, so clipping reaches
     both; a term of the user's own on the dense values behind the gates would disturb them. So would
     `SGD(nesterov=True)` without weight decay in its foreach form, torch's default on CUDA, which changes gradients in
     place: give it `foreach=False`.
@@ -339,8 +339,10 @@ class LearnedThreshold(Pruner):
             found.append(-task - self.strength * sigma)
         self.kept = ()
         slopes = torch.stack(found).cpu().float() * self.scale
-        if not slopes.isfinite().all():  # a step that a gradient scaler left out
-            return
+        if not slopes.isfinite().all():
+            for _, weight in self._weights():
+                check_scores(weight)
+            return  # a step that a gradient scaler left out
         self.scaled.grad = slopes
         self.optimizer.step()
         most = torch.stack([weight.detach().float().square().max() for _, weight in self._weights()]).cpu()
@@ -373,9 +375,10 @@ class LearnedThreshold(Pruner):
         if self.density is not None:
             squares = [w.float().square() / torch.maximum(g.threshold, g.temperature) for g, w in self._weights()]
             rows = [one.flatten() for one in squares]
+            check_scores(torch.cat(rows))
             for row in rows:
                 row[row.argmax()] = math.inf
-            kept = keep_best(torch.cat(rows), kept_count(self.size, self.density))
+            kept = keep_best(torch.cat(rows), max(len(rows), kept_count(self.size, self.density)))
             parts = kept.split([row.numel() for row in rows])
             found = [part.view(one.shape) for part, one in zip(parts, squares, strict=True)]
         else:

@@ -91,6 +91,25 @@ class MaskPruner(Pruner):
             found |= {other: kept for other in others}
         return found
 
+    def note_extremes(self, found: Mapping[str, Tensor]) -> None:
+        """Note layers that the masks of a density leave whole, or without a weight.
+
+        Raises:
+            PlanError: all are whole.
+        """
+        wanted = self.density if isinstance(self.density, Mapping) else dict.fromkeys(self.names, self.density)
+        whole = [name for name in self.names if bool(found[name].all())]
+        if len(whole) == len(self.names):
+            nothing = f"removes none of the weights of {len(whole)} layers"
+            raise PlanError(f"density {self.density} {nothing}; choose a smaller one")
+        extremes = {
+            f"left dense at granularity {self.granularity}": [n for n in whole if wanted[n] < 1],
+            "no weight is left": [name for name in self.names if not bool(found[name].any())],
+        }
+        for what, names in extremes.items():
+            if names:
+                self.notes += (f"{what}: {', '.join(name.removesuffix('.weight') for name in names)}",)
+
     def attach_dense(self, kind: Callable[[Tensor, int], MaskedWeight] = MaskedWeight) -> None:
         """Masks on everything that may lose weights, which keep all for now."""
         names = (*self.names, *(other for others in self.companions.values() for other in others))
@@ -114,8 +133,7 @@ class OneShot(MaskPruner):
         super().__init__(model, example_inputs, total_steps, **options)
         self.prepare(example_inputs)
         found = self.masks_at(self.density)
-        if all(bool(one.all()) for one in found.values()):
-            raise PlanError(f"density {self.density} removes none of the {len(found)} weights; choose a smaller one")
+        self.note_extremes(found)
         masks.attach(self.model, found)
 
     def prepare(self, example_inputs: Inputs) -> None:
@@ -155,12 +173,13 @@ class Gradual(MaskPruner):
         **options: Any,
     ) -> None:
         super().__init__(model, example_inputs, total_steps, **options)
-        self.masks_at(self.density)  # what cannot be carried out is said now
+        found = self.masks_at(self.density)  # what cannot be carried out is said now
         first, last = self.phase(begin, end)
         every = self.steps_between(frequency, (last - first) // 100)
         by_name = self.density if isinstance(self.density, Mapping) else {"": self.density}
         if not any(share < 1 for share in by_name.values()):
             raise PlanError(f"density {self.density} removes nothing; choose one below 1")
+        self.note_extremes(found)
         self.schedules = {
             name: CubicSchedule(1 - share, first, last, every) for name, share in by_name.items() if share < 1
         }

@@ -77,9 +77,7 @@ class NOfM(MaskPruner):
         super().__init__(model, example_inputs, total_steps, density=density, granularity=granularity, **options)
         self.first, self.last = self.phase(begin, end, may_be_empty=True)
         self.strength = strength
-        found = self.masks_at(self.density)
-        if all(bool(one.all()) for one in found.values()):
-            raise PlanError(f"density {density} removes none of the {len(found)} weights; choose a smaller one")
+        self.note_extremes(self.masks_at(self.density))
         self.attach_dense(StraightThrough)
         self._follow()
 

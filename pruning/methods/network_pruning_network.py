@@ -131,6 +131,9 @@ class NetworkPruningNetwork(Pruner):
         graph = wire(self.model, example_inputs).graph
         self.wiring = wire(self.model, analyze(graph, keep))
         self.groups = gated_groups(self.wiring, self.model)
+        ungated = [name for name in self.wiring.prunable if name not in self.groups]
+        left = {**self.wiring.reasons, **dict.fromkeys(ungated, "nothing reads it by weights of its own")}
+        self.notes = tuple(f"{group}: stays whole, {reason}" for group, reason in left.items())
         self.floors = floors(self.wiring, self.groups, floor)
         self.cost = Cost(self.wiring, self.groups)
         count = sum(size for _, size in self.groups.values())
@@ -139,6 +142,8 @@ class NetworkPruningNetwork(Pruner):
         self.agreement = 1.0
         self.kept: Tensor | None = None
         self.gates = Gates()
+        self._is_early = False  # loss() found no gates of this step
+        self.opened: Tensor | None = None  # the gates of this step's last forward pass, with their slope
         if budget > 0 and (least := self._share(self._best(self.logits, 0))) > budget + ROUNDING:
             alone = f"the floor {floor:g} alone keeps {least:.1%} of the {weighting}"
             raise PlanError(f"budget {budget:g}: {alone}; lower the floor or raise the budget")
@@ -197,8 +202,8 @@ class NetworkPruningNetwork(Pruner):
         average = self._averaged(mean)
         soft = (average.to(mean.device) + (mean - mean.detach())).sigmoid()
         hard = self._decided(average).to(soft)
-        learner.seen = logits.detach()
-        self.gates.values = with_one(hard + (soft - soft.detach()))
+        learner.seen.append(logits.detach())
+        self.gates.values = self.opened = with_one(hard + (soft - soft.detach()))
 
     def _averaged(self, mean: Tensor) -> Tensor:
         """The running average of the logits after a batch of this mean, on the CPU."""
@@ -243,21 +248,29 @@ class NetworkPruningNetwork(Pruner):
     def loss(self) -> Tensor:
         """lambda times the share of filters or MACs that the gates keep beyond the budget.
 
-        Zero once the gates are fixed.
+        Zero once the gates are fixed, and before the first forward pass of a step.
         """
-        if self.learner is None or self.gates.values is None:
+        self._is_early = self.learner is not None and self.opened is None
+        if self.learner is None or self.opened is None:
             return super().loss()
         strength = self.strength * min(1.0, (self.steps_done + 1) / self.warm_steps)
-        return strength * (self.cost.share(self.gates.values, self.weighting) - self.budget).relu()
+        return strength * (self.cost.share(self.opened, self.weighting) - self.budget).relu()
 
     def after_step(self) -> None:
-        """The pruner network's own step, and at `end` the decision."""
+        """The pruner network's own step, and at `end` the decision.
+
+        Raises:
+            PlanError: `loss` came before the forward pass, so that lambda could not press.
+        """
         if self.learner is None:
             return
+        if self._is_early and self.learner.seen:
+            raise PlanError("the gates got no gradient from pruner.loss(); call it after the step's forward pass")
         if (seen := self.learner.step(self.decay.rate(self.steps_done - 1))) is not None:
             self.logits = self._averaged(seen.mean(0))
             agree = float(((seen > 0).cpu() == (self.logits > 0)).float().mean())
             self.agreement = self.smoothing * self.agreement + (1 - self.smoothing) * agree
+        self.opened = None
         if self.gates.values is not None:
             self.gates.values = self.gates.values.detach()
         if self.steps_done >= self.end:
@@ -265,7 +278,7 @@ class NetworkPruningNetwork(Pruner):
 
     def _settle(self, kept: Tensor) -> None:
         """Fix the gates as masks and hand the target to the user's optimizer."""
-        self.kept, self.learner, self.gates.values = kept, None, None
+        self.kept, self.learner, self.gates.values, self.opened = kept, None, None, None
         masks.set_masks(self.model, self._masks(kept))
         for handle in self._frozen:
             handle.remove()
@@ -338,7 +351,7 @@ class NetworkPruningNetwork(Pruner):
 
 
 class Learner:
-    """The pruner network, its optimizer, and what it said of the last batch."""
+    """The pruner network, its optimizer, and what it said of the batches of a step: several where gradients add up."""
 
     def __init__(
         self, model: nn.Module, inputs: Inputs, wiring: Wiring, units: int, bias: float, lr: float, seed: int
@@ -348,7 +361,7 @@ class Learner:
         rest = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
         groups = [([*heads.parameters()], lr), (rest, lr * BACKBONE_RATE)]
         self.optimizer = torch.optim.Adam({"params": mine, "initial_lr": rate} for mine, rate in groups if mine)
-        self.seen: Tensor | None = None
+        self.seen: list[Tensor] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """Logits, float32 (n, units), where the inputs are."""
@@ -357,18 +370,19 @@ class Learner:
         return self.network.train()(*args, **kwargs)
 
     def step(self, rate: float) -> Tensor | None:
-        """One step of the optimizer, and the logits that it learnt from; None if there was no batch.
+        """One step of the optimizer, and the logits that it learnt from, (n, units); None if there was no batch.
 
         Args:
             rate: the share of the learning rates to take it at.
         """
-        seen, self.seen = self.seen, None
-        if seen is not None:
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate * group["initial_lr"]
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-        return seen
+        seen, self.seen = self.seen, []
+        if not seen:
+            return None
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["initial_lr"]
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return torch.cat(seen)
 
     def _move(self, device: torch.device) -> None:
         if next(self.network.parameters()).device != device:

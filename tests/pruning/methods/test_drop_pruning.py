@@ -104,6 +104,12 @@ class TestPhases:
         assert all(same(found[29], later) for later in found[30:])
         assert not same(found[28], found[0])
 
+    def test_weights_that_diverged_are_an_error(self):
+        pruner = DropPruning(small_net(), EXAMPLE, 20, density=0.3, **FAST)
+        masks.dense_weight(pruner.model, "conv1.weight").data[0, 0, 0, 0] = math.nan
+        with pytest.raises(CodesignError, match="scores hold NaN"):
+            list(walk(pruner, 20))
+
     def test_what_chance_took_too_much_returns_for_the_exact_target(self):
         pruner = DropPruning(small_net(), EXAMPLE, 20, density={"conv1": 0.3}, **FAST)
         *_, last = walk(pruner, 19)

@@ -101,6 +101,11 @@ class TestChoice:
         }
         assert counts == {0.015: {"conv1": 8}, 0.02: {"conv1": 8, "stem": 4}, 0.05: {"conv1": 4, "stem": 4}}
 
+    def test_a_tolerance_that_is_just_reached_is_kept(self, wiring):
+        """0.93 - 0.92 is a little more than 0.01 in floating point."""
+        found = table(conv1=((8, 4), (0.92 - 0.93, -0.5), (0.1, 0.5)))
+        assert counts_at(found, ThinningTarget.checked(None, 0.01).limit(wiring.analysis, found)) == {"conv1": 8}
+
     def test_a_curve_that_rises_again_is_no_excuse(self):
         assert curves(table(conv1=((8, 4), (-0.05, -0.01), (0.3, 0.5)))) == {
             "conv1": [((0.05, 0.3), 8), ((0.05, 0.3), 4)]
@@ -212,6 +217,11 @@ class TestWeights:
             sizes = masks.dense_weight(pruner.model, name).abs()
             assert sizes[mask].min() >= sizes[~mask].max()
 
+    def test_what_is_kept_keeps_its_weights(self):
+        pruner = hybrid(data=DATA, macs=0.9, multiple=4, keep=("conv1",), density=0.5, begin=0.0, end=0.0)
+        assert kept(pruner).keys() == {"conv2.weight"}
+        assert any(note.startswith("left dense, ") and "conv1" in note for note in pruner.notes)
+
     @pytest.mark.parametrize(("is_broken", "count"), [(False, 288), (True, 576)])
     def test_only_after_the_thinner_network_passed_the_check(self, is_broken, count):
         """The dense network answers its own labels; its thinner copy must too, or keeps its weights."""
@@ -228,7 +238,7 @@ class TestWeights:
         assert kept(pruner)["conv1.weight"] == count
         assert (pruner.thin_accuracy == 1) == (not is_broken)
         done = "failed, weights were not pruned" if is_broken else "passed, weights were pruned"
-        assert pruner.notes[0].startswith(f"accuracy check {done}: the thinner network had ")
+        assert pruner.notes[-1].startswith(f"accuracy check {done}: the thinner network had ")
         other = hybrid(model, plan=PLAN, data=own, check=0.0, density=0.5, begin=0.25, end=0.25)
         other.load_state_dict(pruner.state_dict())
         assert other.notes == pruner.notes

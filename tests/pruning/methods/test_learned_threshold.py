@@ -222,6 +222,22 @@ class TestFreezing:
         assert not torch.equal(first.conv1.weight, last.conv1.weight)
         assert pruner.loss() == 0
 
+    @pytest.mark.parametrize("is_learning", [True, False])
+    def test_weights_that_diverged_are_an_error(self, is_learning):
+        pruner = prepared(total_steps=10, end=0.5)
+        loop = Loop(pruner)
+        loop.run(batches(4 if not is_learning else 1))
+        with torch.no_grad():
+            pruner._weights()[0][1].view(-1)[0] = math.nan
+        with pytest.raises(PlanError, match="scores hold NaN"):
+            loop.run(batches(1)) if is_learning else pruner._freeze()
+
+    def test_no_layer_loses_all(self):
+        pruner = prepared(total_steps=10, density=1e-4)
+        Loop(pruner).run(batches(10))
+        found = masks.masks_of(pruner.finalize())
+        assert [int(mask.sum()) for mask in found.values()] == [1, 1]
+
     def test_finalize_prunes_hard_at_any_time(self):
         pruner = prepared(density=None, l0_weight=1e-3, total_steps=20, end=1.0)
         Loop(pruner).run(batches(5))

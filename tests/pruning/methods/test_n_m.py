@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from pruning import masks
+from pruning.methods.magnitude import GradualMagnitude, OneShotMagnitude
 from pruning.methods.n_m import NOfM
 from pruning.testing import Loop, batches, small_net
 from workloads.errors import PlanError
@@ -23,6 +24,26 @@ def linear(*rows: list[float]) -> nn.Module:
 
 def dense(pruner: NOfM) -> torch.Tensor:
     return masks.dense_weight(pruner.model, "0.weight")
+
+
+def test_layers_with_nothing_to_remove_are_named():
+    """Two input channels: 2:4 keeps both."""
+    net = nn.Sequential(nn.Linear(2, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+    options = {"prune_first": True, "prune_last": True}
+    for method in (NOfM, GradualMagnitude, OneShotMagnitude):
+        pruner = method(net, (torch.zeros(1, 2),), 4, density=0.5, granularity="2:4", **options)
+        assert pruner.notes == ("left dense at granularity 2:4: 0",)
+    with pytest.raises(PlanError, match=r"density .* removes none of the weights of 1 layers; choose a smaller one"):
+        NOfM(net, (torch.zeros(1, 2),), 4, density={"0": 0.5})
+
+
+def test_a_layer_without_a_weight_is_named():
+    net = nn.Sequential(nn.Linear(4, 8, bias=False), nn.Linear(8, 4, bias=False))
+    nn.init.constant_(net[0].weight, 1e-3)
+    nn.init.constant_(net[1].weight, 1.0)
+    options = {"prune_first": True, "prune_last": True, "scope": "global"}
+    pruner = OneShotMagnitude(net, (torch.zeros(1, 4),), 1, density=0.5, **options)
+    assert pruner.notes == ("left dense at granularity weight: 1", "no weight is left: 0")
 
 
 def test_gradient_and_masks_worked_by_hand():

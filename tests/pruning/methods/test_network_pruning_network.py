@@ -123,9 +123,37 @@ class TestLearning:
         kept = pruner.plan().channels["0"]
         assert set(kept) == {0, 1, 2, 3}
 
+    def test_a_loss_before_the_forward_pass_is_refused(self):
+        pruner, (x, y) = pruner_of(small_net().train()), batches(1)[0]
+        assert pruner.loss() == 0, "for the record"
+        loss = F.cross_entropy(pruner.model(x), y) + pruner.loss()
+        loss.backward()
+        pruner.step()
+        loss = pruner.loss() + F.cross_entropy(pruner.model(x), y)
+        loss.backward()
+        with pytest.raises(PlanError, match=r"no gradient from pruner.loss\(\); call it after the step's forward pass"):
+            pruner.step()
+
+    def test_a_forward_pass_without_gradients_changes_nothing_of_the_step(self):
+        pruner, (x, _) = pruner_of(small_net().train()), batches(1)[0]
+        pruner.model(x)
+        before = pruner.loss()
+        with torch.no_grad():
+            pruner.model(2 * x)
+        assert pruner.loss() == before
+        assert pruner.loss().requires_grad
+
+    def test_logits_of_accumulated_batches_are_averaged(self):
+        pruner, found = pruner_of(small_net().train(), smoothing=0.75), []
+        for x, _ in batches(3):
+            found.append(pruner.learner(x).detach())
+            pruner.model(x)
+        pruner.step()
+        torch.testing.assert_close(pruner.logits, 0.75 * 1.0 + 0.25 * torch.cat(found).mean(0))
+
     def test_lambda_climbs_from_zero(self):
         pruner = pruner_of(small_net(), 100, end=0.5, warmup=0.2, strength=3.0)
-        pruner.gates.values = torch.ones(1 + len(pruner.logits))
+        pruner.opened = torch.ones(1 + len(pruner.logits))
         found = []
         for pruner.steps_done in (0, 4, 9, 30):
             found.append(round(float(pruner.loss()), 4))
@@ -136,12 +164,12 @@ class TestLearning:
         pruner = pruner_of(small_net(), 100, end=0.5, warmup=0.0, strength=2.0, budget=26 / 28)
         gates = torch.ones(1 + len(pruner.logits))
         first, _ = pruner.groups["stem"]
-        pruner.gates.values = gates
+        pruner.opened = gates
         assert float(pruner.loss()) == pytest.approx(2 * 2 / 28)
         gates[1 + first] = 0.0
         assert float(pruner.loss()) == pytest.approx(0, abs=1e-6)
         gates[2 + first] = 0.0
-        pruner.gates.values = gates.requires_grad_()
+        pruner.opened = gates.requires_grad_()
         pruner.loss().backward()
         assert not gates.grad.any()
 
