@@ -112,7 +112,7 @@ def check(config: SearchConfig, device: str = "auto") -> None:
     check_granularity(config.granularity)
     if config.granularity in ("filter", "channel"):
         raise ConfigError(
-            f"--granularity {config.granularity}: whole channels are chosen anyway; allowed: weight, pattern, kernel"
+            f"--granularity {config.granularity}: whole channels are chosen anyway; try weight, 2:4, pattern or kernel"
         )
     if config.granularity != "weight" and not config.densities:
         raise ConfigError(f"--granularity {config.granularity} says how weights go, but none may: give --density too")

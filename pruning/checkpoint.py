@@ -11,6 +11,8 @@ import torch
 from workloads.errors import DataError
 from workloads.store import whole
 
+FORMAT = "codesign.training/1"
+
 
 def save(state: dict[str, Any], path: Path) -> None:
     """Write a state of tensors and plain values; a killed run leaves the old file or none.
@@ -19,7 +21,7 @@ def save(state: dict[str, Any], path: Path) -> None:
         DataError: the folder cannot be written to.
     """
     with whole(path, RuntimeError) as part:
-        torch.save(state, part)
+        torch.save({"format": FORMAT, **state}, part)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -36,6 +38,3 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise DataError(f"{path}: not a training checkpoint of this toolkit; delete it to start again")
     return state
-
-
-FORMAT = "codesign.training/1"

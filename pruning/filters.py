@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from pruning.wiring import wire
-from workloads.activations import parse_activation
 from workloads.errors import PlanError
 from workloads.graph import Layer, LayerGraph, Op
+from workloads.reference import activate
 
 PASSING = frozenset(
     {Op.RESHAPE, Op.TRANSPOSE, Op.SLICE, Op.PAD, Op.CONCAT, Op.EXPAND, Op.UPSAMPLE, Op.PIXEL_SHUFFLE}
@@ -75,13 +76,7 @@ def maps_zero_to_zero(activation: str) -> bool:
     >>> [maps_zero_to_zero(text) for text in ("", "relu", "sigmoid", "hardtanh(0,6)", "hardtanh(1,6)", "prelu")]
     [True, True, False, True, False, True]
     """
-    if activation in ("", "prelu"):
-        return True
-    name, arguments = parse_activation(activation)
-    if name == "hardtanh":
-        low, high = (float(argument) for argument in arguments)
-        return low <= 0 <= high
-    return name not in ("sigmoid", "hardsigmoid")
+    return activation in ("", "prelu") or float(activate(torch.zeros(()), activation)) == 0
 
 
 def kept_filters(mask: Tensor, is_transposed: bool) -> Tensor:

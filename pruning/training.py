@@ -391,7 +391,6 @@ class _Run:
 
     def state(self) -> dict[str, Any]:
         return {
-            "format": checkpoints.FORMAT,
             "settings": asdict(self.settings),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),

@@ -19,7 +19,6 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -43,6 +42,7 @@ from codesign.compiler.program import Argument, At, Call, Data, Space, Stage
 from codesign.compiler.runtime import aligned, alone
 from codesign.compiler.steps import Step
 from workloads.graph import Layer, Op
+from workloads.store import write_json
 
 HERE = Path(__file__).parent
 LAYERS = {
@@ -264,7 +264,7 @@ def main() -> None:
         row = (f"{times[name][way]:9.3f} {times[name]['none'] / times[name][way]:5.1f}x" for way in WAYS)
         print(f"{name:<15}" + "".join(row), flush=True)
     record = {"rounds": rounds, **circumstances(), "least_ms": times}
-    (HERE / "ablation.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_json(HERE / "ablation.json", record)
     draw(times, HERE.parent.parent / "docs" / "pictures" / "compiler_ablation.png")
 
 

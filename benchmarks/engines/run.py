@@ -17,7 +17,6 @@ it with its reason. A finished case is a small file below `results/` and is kept
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -39,6 +38,7 @@ from codesign.compiler.probe import core
 from codesign.native import Answers, measure_answers
 from codesign.subject import load_split
 from workloads.errors import CodesignError, ConfigError, unknown_name
+from workloads.store import write_json
 
 HERE = Path(__file__).parent
 
@@ -131,7 +131,7 @@ def main() -> None:
             continue
         found = measure(case, given)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(found, indent=1) + "\n")
+        write_json(file, found)
         print(f"== {case}, {found['rate']:.2f}x fewer weights")
         for name, row in (found.get("engines") or found["two_threads"]).items():
             print(f"   {ENGINES[name].title:14} {line(row)}", flush=True)

@@ -30,6 +30,7 @@ from codesign.trail import TrailRun
 from codesign.train import train_model
 from pruning.devices import pick_device, pick_precision
 from workloads.errors import CodesignError, ConfigError
+from workloads.store import write_json
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -169,7 +170,7 @@ def main() -> None:
         print(f"== {run.name}", flush=True)
         numbers = done_before(run, found) or execute(run, given.out, given.device)
         RESULTS.mkdir(exist_ok=True)
-        run.result.write_text(json.dumps(numbers, indent=1) + "\n")
+        write_json(run.result, numbers)
         kept = numbers["weights"] / numbers["nonzeros"]
         print(
             f"   test {numbers['test']:.2%}, {kept:.1f}x fewer weights, {numbers['seconds'] / 60:.1f} min", flush=True
