@@ -151,13 +151,24 @@ class Wiring:
 
     def _problems(self, group: str) -> str:
         for member in self.analysis.group(group).members:
-            if _traced(self.structure.recipes[member.array], member) is None:
-                return (
-                    f"array {member.array!r} of layer {member.layer!r} is computed, not a parameter, so it cannot be "
-                    "cut; finish parametrizations first, or leave the group alone"
-                )
-        rigid = (self.rigid.get((cut.tensor, cut.axis), "") for cut in self._cuts[group] if cut.role != STATISTIC)
-        return next(filter(None, rigid), "")
+            recipe = self.structure.recipes[member.array]
+            if _traced(recipe, member) is None:
+                return f"array {member.array!r} of layer {member.layer!r} {_origin(recipe)}"
+        for cut in self._cuts[group]:
+            if array := self._read_by_code.get(cut.tensor):
+                return f"it would cut {cut.tensor!r}, from which array {array!r} is computed, which cannot be cut"
+            if cut.role != STATISTIC and (reason := self.rigid.get((cut.tensor, cut.axis))):
+                return reason
+        return ""
+
+    @cached_property
+    def _read_by_code(self) -> dict[str, str]:
+        """Stored tensor -> the first array that is computed from it and cannot be cut."""
+        found: dict[str, str] = {}
+        for key, recipe in self.structure.recipes.items():
+            for name in stored_in(_computed(recipe)):
+                found.setdefault(name, key)
+        return found
 
     @cached_property
     def _cuts(self) -> dict[str, tuple[Cut, ...]]:
@@ -334,6 +345,28 @@ def _parts(norm: Norm) -> tuple[tuple[Constant | None, str], ...]:
     return ((norm.weight, PRODUCED), (norm.bias, PRODUCED), (norm.mean, PRODUCED), (norm.var, STATISTIC))
 
 
+def _computed(recipe: Recipe) -> list[Computed]:
+    """The parts of an array that code makes, and which therefore cannot be cut."""
+    source = recipe.source
+    parts = [part for norm in recipe.norms for part, _ in _parts(norm)]
+    if not (recipe.op is Op.LSTM and isinstance(source, Computed) and _only_stored(source)):
+        parts.append(source)
+    return [part for part in parts if isinstance(part, Computed)]
+
+
+def _origin(recipe: Recipe) -> str:
+    """What an array that cannot be cut is made from, and what to do about it."""
+    names = sorted(stored_in(_computed(recipe)))
+    if not names:
+        return "is made of numbers in the code of the model, so it cannot be cut"
+    hint = "; finish parametrizations first" if any(".parametrizations." in f".{name}" for name in names) else ""
+    return f"is computed from {', '.join(map(repr, names))}, so it cannot be cut{hint}"
+
+
+def _only_stored(source: Computed) -> bool:
+    return all(isinstance(part, Stored) for part in source.args)
+
+
 _Source = tuple[str, int, np.ndarray, np.ndarray]  # tensor, axis, index, unit
 
 
@@ -350,9 +383,9 @@ def _sources(recipe: Recipe, member: Member) -> list[_Source] | None:
 
 def _lstm_sources(recipe: Recipe, member: Member, source: Computed) -> list[_Source] | None:
     """An LSTM's weight is [W_ih | W_hh], its bias b_ih + b_hh."""
-    parts = [part for part in source.args if isinstance(part, Stored)]
-    if len(parts) != len(source.args):
+    if not _only_stored(source):
         return None
+    parts: tuple[Stored, ...] = source.args
     if recipe.is_bias or member.axis == 0:
         return [(part.name, member.axis, member.index, member.unit) for part in parts]
     found, start = [], 0

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from pruning.methods import method
@@ -112,6 +113,35 @@ def test_what_is_left_alone_has_a_reason():
     ]
     with pytest.raises(PlanError, match=r"channel group 'lstm\.l0': all layers and directions"):
         wiring.cuts("lstm.l0")
+
+
+class Tied(nn.Module):
+    """An autoencoder whose decoder has the encoder's weights, turned."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.first, self.second = nn.Linear(32, 12), nn.Linear(12, 16), nn.Linear(16, 8)
+        self.shift = nn.Parameter(torch.zeros(16))
+
+    def forward(self, x):
+        inside = torch.relu(self.second(torch.relu(self.first(torch.relu(self.stem(x))))))
+        turned = torch.relu(F.linear(inside, self.second.weight.t(), self.shift))
+        return F.linear(turned, self.first.weight.t())
+
+
+def test_a_weight_that_other_arrays_are_computed_from_stays():
+    model, inputs = Tied(), (torch.randn(2, 32),)
+    wiring = wire(model, inputs)
+    assert wiring.prunable == ()
+    assert wiring.reasons == {
+        "stem": "it would cut 'first.weight', from which array 'linear#2.weight' is computed, which cannot be cut",
+        "first": "it would cut 'first.weight', from which array 'linear#2.weight' is computed, which cannot be cut",
+        "second": "array 'linear.weight' of layer 'linear' is computed from 'second.weight', so it cannot be cut",
+        "linear": "array 'linear.weight' of layer 'linear' is computed from 'second.weight', so it cannot be cut",
+        "linear#2": "they leave the network (output 'linear#2')",
+    }
+    with pytest.raises(PlanError, match=r"first: stays whole, it would cut 'first\.weight'"):
+        method("l1_filter")(model, inputs, 1, density=0.5)
 
 
 def test_graph_and_analysis_can_be_given():
