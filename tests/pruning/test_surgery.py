@@ -313,6 +313,17 @@ class Silent(nn.Module):
         return 1
 
 
+class Slope(nn.Module):
+    """slope * x + height, height a little off."""
+
+    def __init__(self, slope: float, error: float):
+        super().__init__()
+        self.slope, self.height = slope, 0.05 + error
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.slope * x + self.height
+
+
 class Helped(nn.Module):
     """A second head, of which inference knows nothing."""
 
@@ -403,6 +414,15 @@ class TestWhatCannotBeCut:
         masks.attach(model, {"conv1.weight": torch.ones(8, 3, 3, 3, dtype=torch.bool)})
         with pytest.raises(PlanError, match=r"is computed from 'conv1.*mask', .* so it cannot be cut; finish param"):
             self.apply(model, "conv1")
+
+    def test_rounding_is_measured_by_what_inputs_change_and_else_by_the_answer(self):
+        inputs = (torch.randn(2, 3, dtype=torch.float64),)
+        check_equal(Slope(0.0, 0.0), Slope(0.0, 1e-11), inputs)
+        with pytest.raises(PlanError, match="it answers otherwise than the masked model"):
+            check_equal(Slope(0.0, 0.0), Slope(0.0, 1e-8), inputs)
+        check_equal(Slope(1e-5, 0.0), Slope(1e-5, 1e-13), inputs)
+        with pytest.raises(PlanError, match="it answers otherwise than the masked model"):
+            check_equal(Slope(1e-5, 0.0), Slope(1e-5, 1e-11), inputs)
 
     def test_check_equal_sees_one_wrong_weight(self):
         model = network("Residual")
