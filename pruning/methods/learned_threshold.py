@@ -125,10 +125,10 @@ class LearnedThreshold(Pruner):
     """Learn how much every layer can lose, then retrain what is left; start from a trained network.
 
     Until `end` gates are soft and thresholds move; then masks are hard and stay. `finalize` answers with hard masks at
-    any time; a copy that was made before `end`, such as an average of weights, stays soft. Thresholds follow the gradients of the weights as they are when `step` is called, so clipping reaches
-    both; a term of the user's own on the dense values behind the gates would disturb them. So would
-    `SGD(nesterov=True)` without weight decay in its foreach form, torch's default on CUDA, which changes gradients in
-    place: give it `foreach=False`.
+    any time; a copy that was made before `end`, such as an average of weights, stays soft. Thresholds follow the
+    gradients of the weights as they are when `step` is called, so clipping reaches both; a term of the user's own on
+    the dense values behind the gates would disturb them. So would `SGD(nesterov=True)` without weight decay in its
+    foreach form, torch's default on CUDA, which changes gradients in place: give it `foreach=False`.
 
     Choices, where the paper is silent or not at hand: tau starts at 0; T is T0 Var(|w|) of the weights at the start;
     the soft L0 norm sends no gradient to the weights unless `exact_gradient` asks for it, so that neither its size nor
