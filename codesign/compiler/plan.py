@@ -45,10 +45,14 @@ class Place:
 
 
 def as_image(shape: tuple[int, ...]) -> Shape:
-    """A tensor's axes as samples, channels, height and width: a sequence is an image of width 1, features have none."""
+    """A tensor's axes as samples, channels, height and width: a sequence is an image of width 1, features have none.
+
+    >>> as_image((2, 8, 16)), as_image(())
+    ((2, 8, 16, 1), (1, 1, 1, 1))
+    """
     if len(shape) > 4:
         return (shape[0], math.prod(shape[1:]), 1, 1)
-    padded = (*shape, 1, 1, 1)[:4]
+    padded = (*shape, 1, 1, 1, 1)[:4]
     return padded[0], padded[1], padded[2], padded[3]
 
 

@@ -296,6 +296,28 @@ def test_a_parameter_is_there_for_every_sample(kind: type[nn.Module], batch: int
         assert torch.allclose(torch.from_numpy(compiled(x.numpy())), model(x), atol=1e-5)
 
 
+class Scaled(nn.Module):
+    """What a layer makes, with a parameter and a buffer that are a single number each."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.gain = layer, nn.Parameter(torch.tensor(0.7))
+        self.register_buffer("heat", torch.tensor(1.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(1, keepdim=True) + self.gain.exp() * self.layer(x) / self.heat
+
+
+@pytest.mark.parametrize(("layer", "shape"), [(nn.Linear(8, 4), (8,)), (nn.Conv2d(3, 5, 3, padding=1), (3, 7, 7))])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_stored_numbers_without_axes(layer: nn.Module, shape: tuple[int, ...], batch: int) -> None:
+    model, x = Scaled(layer).eval(), torch.randn(batch, *shape)
+    saved = compile_network(lower_with_weights(model, x[:1]))
+    with torch.no_grad():
+        assert torch.allclose(compile_network(model)(x), model(x), atol=1e-6)
+        assert torch.allclose(saved(x), model(x), atol=1e-6)
+
+
 @pytest.mark.parametrize("isa", host_isas())
 def test_nothing_of_a_call_is_left_for_the_next(isa: str) -> None:
     """Kernels read no memory that was not written in their own call, not even to multiply it by zero."""
