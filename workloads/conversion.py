@@ -276,7 +276,7 @@ def _bound(node: Node) -> list[Any]:
 def _spelled(node: Node, arguments: Sequence[Value]) -> dict[str, Any] | None:
     """A call's arguments by name as JSON values, tensors as {"input": place}; None where that does not say it all.
 
-    Only calls without side effects on float32 tensors, with finite numbers beside them, can be repeated from it.
+    Only calls without side effects on float32 tensors, with finite numbers and text beside them, can be repeated so.
     """
     schema = getattr(node.target, "_schema", None)
     values = [item.meta.get("val") for item in (node, *node.all_input_nodes)]
@@ -289,7 +289,7 @@ def _spelled(node: Node, arguments: Sequence[Value]) -> dict[str, Any] | None:
             return {"input": next(places)}
         if isinstance(item, list | tuple):
             return tuple(spelled(part) for part in item)
-        if item is None or (isinstance(item, bool | int | float) and math.isfinite(item)):
+        if item is None or isinstance(item, str) or (isinstance(item, bool | int | float) and math.isfinite(item)):
             return item
         raise UnsupportedError
 

@@ -65,14 +65,14 @@ def _are_integers(value: Any) -> bool:
 
 
 def _are_arguments(value: Any) -> bool:
-    """Of a torch operator by name: numbers, flags, nothing, places of inputs, and lists of these."""
+    """Of a torch operator by name: numbers, flags, text, nothing, places of inputs, and lists of these."""
 
     def fits(item: Any) -> bool:
         if isinstance(item, Mapping):
             return list(item) == ["input"] and _is_integer(item["input"])
         if type(item) is tuple:
             return all(map(fits, item))
-        return item is None or _is_flag(item) or _is_number(item)
+        return item is None or _is_flag(item) or _is_text(item) or _is_number(item)
 
     return isinstance(value, Mapping) and all(_is_text(name) and fits(item) for name, item in value.items())
 
@@ -91,7 +91,7 @@ ATTRIBUTE_TYPES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "after": _INTEGERS,
     "align_corners": _FLAG,
     "alpha": _NUMBER,
-    "arguments": ("numbers, flags, nothing and {input: place} by name, or lists of these", _are_arguments),
+    "arguments": ("numbers, flags, text, nothing and {input: place} by name, or lists of these", _are_arguments),
     "axes": _INTEGERS,
     "axis": _INTEGER,
     "batch_first": _FLAG,

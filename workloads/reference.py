@@ -373,7 +373,7 @@ def _vector(layer: Layer, sources: Sequence[Tensor], arrays: Arrays) -> Tensor:
         )
     namespace, name, overload = target.split(".")
     function = getattr(getattr(torch.ops.aten, name, None), overload, None)
-    if namespace != "aten" or function is None or function._schema.is_mutable:
+    if namespace != "aten" or function is None or not _only_computes(function._schema):
         raise LoweringError(f"layer {layer.name!r}: {target} is no operator of this torch without side effects")
 
     def given(item: Any) -> Any:
@@ -385,6 +385,13 @@ def _vector(layer: Layer, sources: Sequence[Tensor], arrays: Arrays) -> Tensor:
 
     found: Tensor = function(**{key: given(item) for key, item in layer.attributes["arguments"].items()})
     return found
+
+
+def _only_computes(schema: torch.FunctionSchema) -> bool:
+    """Whether it makes one tensor from others and changes nothing: `save` makes none, `from_file` takes none."""
+    returned = [str(item.type) for item in schema.returns]
+    takes = any(str(item.type) in ("Tensor", "List[Tensor]") for item in schema.arguments)
+    return not schema.is_mutable and returned == ["Tensor"] and takes
 
 
 def can_run(layer: Layer) -> bool:

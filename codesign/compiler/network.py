@@ -94,7 +94,7 @@ def build(
         target = lost[0].attributes["target"]
         raise LoweringError(
             f"layer {lost[0].name!r}: {target} is not compiled, and torch runs such operators only where they give one "
-            "float32 tensor from float32 tensors and numbers; write it with others"
+            "float32 tensor from float32 tensors, numbers and text; write it with others"
         )
     order, places, arena, naive = arrange(graph, weights, isa)
     read = channels_read(order, weights, graph.outputs)

@@ -407,6 +407,29 @@ def test_operators_that_no_table_has_run_in_torch() -> None:
         compile_network(Strange(is_sorted=True).eval(), x)
 
 
+class Products(nn.Module):
+    """What its two convolutions have in common, by an operator of text and a list of tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 3, 3), nn.Conv2d(2, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("nchw,nkhw->nck", self.a(x), self.b(x))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_operators_of_text_and_lists_run_in_torch(batch: int, tmp_path: Path) -> None:
+    model, x = Products().eval(), torch.randn(batch, 2, 7, 7)
+    compiled = compile_network(model, x)
+    compiled.save(tmp_path / "saved")
+    with torch.no_grad():
+        assert torch.allclose(compiled(x), model(x), atol=1e-5)
+        assert torch.equal(load_compiled(tmp_path / "saved")(x), compiled(x))
+    outside = [part.layer.name for part in compiled.first.network.parts if isinstance(part, InTorch)]
+    assert outside == ["einsum"]
+
+
 def test_calls_take_arrays_and_tensors_and_any_batch() -> None:
     model = lively("digits_cnn")
     compiled = codesign.compile(model)
