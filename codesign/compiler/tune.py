@@ -59,8 +59,10 @@ class Cache:
             return cls(path)
 
     def keep(self, key: str, tuning: Tuning) -> None:
+        """Remember a tuning, beside what other processes have written meanwhile."""
         self.found[key] = tuning
         if self.path is not None:
+            self.found = Cache.load(self.path).found | self.found
             rows = {name: asdict(each) for name, each in sorted(self.found.items())}
             with contextlib.suppress(DataError):  # a place that cannot be written: measured anew next time
                 write_json(self.path, rows)

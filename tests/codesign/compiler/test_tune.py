@@ -111,6 +111,15 @@ def test_tunings_survive_json(tmp_path: Path) -> None:
         tuning_of({"tile": [1, 1], "filters": 1, "order": "row"})
 
 
+def test_two_processes_keep_what_each_other_measured(tmp_path: Path) -> None:
+    path = tmp_path / "tunings.json"
+    mine, other = Cache.load(path), Cache.load(path)
+    mine.keep("a", Tuning((2, 3)))
+    other.keep("b", Tuning((1, 1)))
+    mine.keep("b", Tuning((4, 4)))  # measured here too: the last to write is right
+    assert Cache.load(path).found == {"a": Tuning((2, 3)), "b": Tuning((4, 4))}
+
+
 def test_a_memory_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     cache = Cache(tmp_path / "file" / "tunings.json")
