@@ -54,6 +54,11 @@ class Step:
     pool: Layer | None = None
     absorbed: tuple[str, ...] = ()
 
+    @property
+    def pool_side(self) -> int:
+        """Of the square window of its pooling, in outputs of the convolution; 1 where it does none."""
+        return 1 if self.pool is None else 2
+
 
 def steps_of(graph: LayerGraph) -> list[Step]:
     """The steps of a graph in running order; inputs and constants are none."""

@@ -54,7 +54,7 @@ def window_of(layer: Layer) -> Window:
 def window_layout(step: Step, sources: Sequence[Layout], shape: Shape, lanes: int) -> Layout:
     """The blocks of the input, smaller by the stride, so that lanes stay; others where that wastes too many lanes."""
     source, best = sources[0], best_layout(lanes, shape[0], shape[2], shape[3])
-    pool = 1 if step.pool is None else 2
+    pool = step.pool_side
     down, right = step.layer.stride[0] * pool, step.layer.stride[1] * pool
     inherited = replace(source, block=(source.block[0] // down, source.block[1] // right))
     is_even = source.block == (inherited.block[0] * down, inherited.block[1] * right)
@@ -130,7 +130,7 @@ def kernels_of_step(step: Step, context: Context) -> Kernels:
 
 def choices(step: Step, context: Context, kernels: Kernels) -> list[Tuning]:
     """How a step may be computed, the most promising first."""
-    pool = 1 if step.pool is None else 2
+    pool = step.pool_side
     block = context.places[step.output].layout.block
     by_block = tunings(context.isa, kernels, window_of(step.layer), (block[0] * pool, block[1] * pool), pool)
     in_lanes = lanes_tuning(step, context, kernels)
@@ -149,7 +149,7 @@ def plan_tuned(step: Step, context: Context, kernels: Kernels, tuning: Tuning) -
     if tuning.order == "lanes":
         works = plan_lanes(step, context, kernels, window_of(layer), tuning)
         return Stage(step.output, tuple(works), _record(step, kernels, tuning, len(works)))
-    pool = 1 if step.pool is None else 2
+    pool = step.pool_side
     whole = replace(out.layout, block=(out.layout.block[0] * pool, out.layout.block[1] * pool))
     channels, ranks = np.unique(kernels.channel, return_inverse=True)
     source = context.places[step.inputs[0]]
@@ -233,13 +233,12 @@ class _Plan:
         out, residual = self.context.places[self.step.output].layout, None
         if self.step.residual is not None:
             residual = (*self.step.residual.stride, self.context.places[self.step.residual.tensor].layout.block[1])
-        pool = 1 if self.step.pool is None else 2
-        return Output(tile.size, out.block[1], self.step.activation, residual, pool)
+        return Output(tile.size, out.block[1], self.step.activation, residual, self.step.pool_side)
 
     def places(self, tile: Tile, batch: int) -> tuple[At, At]:
         """Where a tile of channel 0 is written, and where what is added to it lies."""
         out = self.context.places[self.step.output]
-        pool = 1 if self.step.pool is None else 2
+        pool = self.step.pool_side
         written = out.batch(batch) + (tile.row // pool * out.layout.block[1] + tile.column // pool) * self.vector
         if (residual := self.step.residual) is None:
             return written, At(Space.NUMBER, 0)
