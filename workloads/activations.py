@@ -26,6 +26,9 @@ ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
     "leaky_relu": ("number",),
     "elu": ("number",),
     "hardtanh": ("number", "number"),
+    "mish": (),
+    "abs": (),
+    "sqrt": (),
 }
 
 

@@ -177,6 +177,9 @@ ACTIVATE: Mapping[str, Callable[..., Tensor]] = {
     "leaky_relu": F.leaky_relu,
     "elu": F.elu,
     "hardtanh": torch.clamp,
+    "mish": F.mish,
+    "abs": torch.abs,
+    "sqrt": torch.sqrt,
 }
 
 

@@ -134,6 +134,13 @@ class Emitter:
         """Not a number where either is not."""
         return self._call("llvm.maximum", x, y)
 
+    def absolute(self, x: Value) -> Value:
+        return self._call("llvm.fabs", x)
+
+    def root(self, x: Value) -> Value:
+        """Not a number below zero."""
+        return self._call("llvm.sqrt", x)
+
     def _call(self, name: str, *values: Value) -> Value:
         """An intrinsic of floats or vectors of them."""
         kind = values[0].type
@@ -308,6 +315,13 @@ def _leaky(e: Emitter, x: Value, slope: float) -> Value:
     return e.builder.select(is_negative, e.times(x, slope), x)
 
 
+def _mish(e: Emitter, x: Value) -> Value:
+    """x tanh(ln(1 + e^x)): with y = e^x (e^x + 2), x y / (y + 2), which is x itself from 20 on."""
+    power = e.exp(e.clamp(x, None, 20.0))
+    y = e.builder.fmul(power, e.builder.fadd(power, e.same(x, 2.0)))
+    return e.builder.fmul(x, e.builder.fdiv(y, e.builder.fadd(y, e.same(x, 2.0))))
+
+
 ACTIVATIONS: dict[str, Callable[..., Value]] = {
     "relu": lambda e, x: e.clamp(x, 0.0, None),
     "relu6": lambda e, x: e.clamp(x, 0.0, 6.0),
@@ -320,4 +334,7 @@ ACTIVATIONS: dict[str, Callable[..., Value]] = {
     "tanh": _tanh,
     "elu": _elu,
     "gelu": _gelu,
+    "mish": _mish,
+    "abs": lambda e, x: e.absolute(x),
+    "sqrt": lambda e, x: e.root(x),
 }

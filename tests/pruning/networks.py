@@ -260,11 +260,22 @@ class Gated(nn.Module):
         return self.head(torch.sigmoid(self.conv2(torch.sigmoid(self.conv1(x)))).mean((2, 3)))
 
 
+class Bent(nn.Module):
+    """Activations that are no clamps; a root of what is not below zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv2(F.mish(self.conv1(x))).abs().sqrt().mean((2, 3)))
+
+
 NETWORKS = {
     kind.__name__: kind
     for kind in (
         Chain, Residual, PreActivation, Depthwise, Grouped, Fire, Shuffle, SqueezeExcite, Flattened, Attention, Shared,
-        PixelShuffle, Normalised, Recurrent, Sequence, Gated,
+        PixelShuffle, Normalised, Recurrent, Sequence, Gated, Bent,
     )
 }  # fmt: skip
 

@@ -17,7 +17,7 @@ from tests.pruning.networks import NETWORKS, example, lively, network
 
 ACTIVATIONS = (
     nn.ReLU(), nn.ReLU6(), nn.Sigmoid(), nn.Tanh(), nn.SiLU(), nn.Hardswish(), nn.Hardsigmoid(), nn.GELU(),
-    nn.LeakyReLU(0.1), nn.ELU(), nn.Hardtanh(-2, 2), nn.PReLU(), nn.MaxPool2d(2), nn.AvgPool2d(2),
+    nn.LeakyReLU(0.1), nn.ELU(), nn.Mish(), nn.Hardtanh(-2, 2), nn.PReLU(), nn.MaxPool2d(2), nn.AvgPool2d(2),
 )  # fmt: skip
 
 

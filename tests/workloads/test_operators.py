@@ -348,6 +348,9 @@ class TestActivations:
             (nn.GELU("tanh"), "gelu(tanh)"),
             (nn.LeakyReLU(0.125, inplace=True), "leaky_relu(0.125)"),
             (nn.ELU(0.5), "elu(0.5)"),
+            (nn.Mish(), "mish"),
+            (Call(lambda m, x: x.abs()), "abs"),
+            (Call(lambda m, x: torch.absolute(x)), "abs"),
             (Call(lambda m, x: x.clamp(min=0)), "relu"),
             (Call(lambda m, x: x.clamp(max=1)), "hardtanh(-inf,1)"),
             (Call(lambda m, x: torch.clamp_min(x, -0.5)), "hardtanh(-0.5,inf)"),
@@ -358,6 +361,10 @@ class TestActivations:
         assert [layer.activation for layer in graph.layers] == ["", text]
         alone = check(module, X)
         assert (alone.layers[1].op, alone.layers[1].attributes["kind"]) == (Op.ACTIVATION, text)
+
+    def test_a_root(self):
+        graph = check(Call(lambda m, x: m.conv(x).abs().sqrt(), conv=nn.Conv2d(6, 4, 1)), X)
+        assert (graph["conv"].activation, graph["sqrt"].attributes["kind"]) == ("abs", "sqrt")
 
     def test_prelu_and_softmax_stand_alone(self):
         graph = check(nn.Sequential(nn.Conv2d(6, 4, 1), nn.PReLU(4), nn.Softmax(1), nn.LogSoftmax(-1)), X)

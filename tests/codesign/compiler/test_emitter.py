@@ -32,8 +32,8 @@ def test_activations_equal_torch(text: str, isa: str) -> None:
     x = np.concatenate([ends, np.linspace(-12, 12, 4001)]).astype(np.float32)[None]
     found = compile_network((graph(text, x.shape[1]), {}), isa=isa)(x)
     expected = activate(torch.from_numpy(x), text).numpy()
-    assert np.abs(found - expected)[np.abs(x) < 20].max() <= 2e-6
-    assert np.allclose(found, expected, rtol=1e-6, atol=2e-6)
+    assert np.nanmax(np.abs(found - expected)[np.abs(x) < 20]) <= 2e-6
+    assert np.allclose(found, expected, rtol=1e-6, atol=2e-6, equal_nan=True)  # roots of numbers below zero
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -45,7 +45,7 @@ def test_what_is_not_a_number_stays_so(text: str) -> None:
 @pytest.mark.parametrize("text", TEXTS)
 def test_small_inputs_keep_their_digits(text: str) -> None:
     """Not of tiny ones alone do errors have to be small beside the largest number."""
-    x = np.linspace(-1e-4, 1e-4, 200, dtype=np.float32)[None]
+    x = np.linspace(0 if text == "sqrt" else -1e-4, 1e-4, 200, dtype=np.float32)[None]
     found = compile_network((graph(text, x.shape[1]), {}))(x)
     expected = activate(torch.from_numpy(x), text).numpy()
     assert np.abs(found - expected).max() <= 1e-6 * np.abs(expected).max()
