@@ -85,11 +85,18 @@ Handler = Callable[..., Value]  # (site, *arguments of the operator) -> what it 
 
 @dataclass
 class Sheet:
-    """All drafts of a network, in the order in which they run."""
+    """All drafts of a network, in the order in which they run.
+
+    Attributes:
+        constants: the layer of each constant that has one.
+        likenesses: of a constant whose shape is that of a layer by definition: the layer, and the number that fills it.
+        is_int8: whether something is rounded to 8 bits: then everything is taken to be.
+    """
 
     drafts: list[Draft] = field(default_factory=list)
     constants: dict[Constant, Draft] = field(default_factory=dict)
-    is_int8: bool = False  # whether something is rounded to 8 bits: then everything is taken to be
+    likenesses: dict[Constant, tuple[Draft, float]] = field(default_factory=dict)
+    is_int8: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,12 +168,21 @@ class Site:
         if not isinstance(value, Constant):
             raise UnsupportedError(f"needs a tensor where it has {value!r}")
         if value not in self.sheet.constants:
-            axis = _constant_axis(value.shape)
-            name = value.name if isinstance(value, Stored) else ""
-            draft = Draft(Op.CONSTANT, value.shape, [], self.scope, "constant", axis, weight=value, name=name)
-            self.sheet.constants[value] = draft
-            self.sheet.drafts.append(draft)
+            is_like = value in self.sheet.likenesses and len(value.shape) > 1
+            self.sheet.constants[value] = self._likeness(value) if is_like else self._constant(value)
         return self.sheet.constants[value]
+
+    def _constant(self, value: Constant) -> Draft:
+        axis, name = _constant_axis(value.shape), value.name if isinstance(value, Stored) else ""
+        draft = Draft(Op.CONSTANT, value.shape, [], self.scope, "constant", axis, weight=value, name=name)
+        self.sheet.drafts.append(draft)
+        return draft
+
+    def _likeness(self, value: Constant) -> Draft:
+        """0 * x + number, which has the channels of x, however many these are."""
+        source, number = self.sheet.likenesses[value]
+        filled = self.emit(Op.MUL, [source], value.shape, label="fill", kind="mul", scalar=0.0)
+        return self.emit(Op.ADD, [filled], value.shape, label="fill", kind="add", scalar=number) if number else filled
 
     # ---- views: merged with what they look at, and left out where they change nothing -------------------------------
 

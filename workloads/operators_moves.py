@@ -46,8 +46,12 @@ def dropout(site: Site, x: Value, p: float, train: bool) -> Value:
     return x
 
 
-def filled(value: float | None) -> Handler:
-    """zeros_like and its kin; None: the value is the next argument after the shape."""
+def filled(value: float | None, is_like: bool = True) -> Handler:
+    """zeros_like and its kin; None: the value is the next argument after the shape.
+
+    Args:
+        is_like: whether the shape is that of the argument by definition, so that it follows as channels go.
+    """
 
     def handler(site: Site, x: Value, *rest: Value) -> Constant:
         number = value
@@ -55,7 +59,10 @@ def filled(value: float | None) -> Handler:
             number = as_number(next(item for item in rest if not isinstance(item, list | tuple)))
         if number is None:
             raise UnsupportedError("fills with a tensor, needs a number")
-        return computed(torch.full, site.shape, site.shape, float(number))
+        found = computed(torch.full, site.shape, site.shape, float(number))
+        if is_like and isinstance(x, Draft):
+            site.sheet.likenesses[found] = x, float(number)
+        return found
 
     return handler
 
@@ -298,7 +305,7 @@ OPERATORS: Mapping[str, Handler] = {
     "aten.zeros_like.default": filled(0.0),
     "aten.ones_like.default": filled(1.0),
     "aten.full_like.default": filled(None),
-    "aten.new_zeros.default": filled(0.0),
+    "aten.new_zeros.default": filled(0.0, is_like=False),
     "aten.new_ones.default": filled(1.0),
     "aten.new_full.default": filled(None),
     "aten.transpose.int": transpose,

@@ -313,6 +313,31 @@ class Silent(nn.Module):
         return 1
 
 
+class Summed(nn.Module):
+    """A sum that starts from zeros or ones in the shape of a tensor."""
+
+    def __init__(self, start):
+        super().__init__()
+        self.start, self.stem, self.head = start, nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 1)
+        self.parts = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        out = self.start(x)
+        for part in self.parts:
+            out = out + part(x)
+        return self.head(out)
+
+
+@pytest.mark.parametrize("start", [torch.zeros_like, torch.ones_like, lambda x: torch.full_like(x, -2.5)])
+def test_a_constant_in_the_shape_of_a_tensor_is_cut_with_it(start):
+    model = Summed(start).eval()
+    wiring = wire(model, example())
+    assert wiring.prunable == ("stem",)
+    small = compare(model, wiring, {"stem": np.array([0, 3, 5])}, example())
+    assert [tuple(part.weight.shape[:2]) for part in small.parts] == [(3, 3), (3, 3)]
+
+
 class Slope(nn.Module):
     """slope * x + height, height a little off."""
 

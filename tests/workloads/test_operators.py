@@ -429,6 +429,11 @@ class TestMoves:
         graph = check(Call(lambda m, x: F.relu(function(m, x))), X)
         assert ops(graph) == [*wanted, "activation"]
 
+    def test_a_constant_in_the_shape_of_a_tensor_is_made_from_it(self):
+        graph = check(Call(lambda m, x: torch.full_like(x, 2.0) + x.tanh()), X)
+        assert ops(graph) == ["activation", "mul", "add", "add"]
+        assert graph["fill"].inputs == (graph.inputs[0].name,)
+
     def test_pixel_shuffle(self):
         x = torch.randn(2, 12, 4, 6)
         graph = check(nn.PixelShuffle(2), x)
