@@ -179,10 +179,9 @@ class Site:
         return draft
 
     def _likeness(self, value: Constant) -> Draft:
-        """0 * x + number, which has the channels of x, however many these are."""
+        """x held between a number and itself, which has the channels of x, however many these are."""
         source, number = self.sheet.likenesses[value]
-        filled = self.emit(Op.MUL, [source], value.shape, label="fill", kind="mul", scalar=0.0)
-        return self.emit(Op.ADD, [filled], value.shape, label="fill", kind="add", scalar=number) if number else filled
+        return self.emit(Op.ACTIVATION, [source], value.shape, label="fill", kind=f"hardtanh({number!r},{number!r})")
 
     # ---- views: merged with what they look at, and left out where they change nothing -------------------------------
 

@@ -60,7 +60,7 @@ def filled(value: float | None, is_like: bool = True) -> Handler:
         if number is None:
             raise UnsupportedError("fills with a tensor, needs a number")
         found = computed(torch.full, site.shape, site.shape, float(number))
-        if is_like and isinstance(x, Draft):
+        if is_like and isinstance(x, Draft) and math.isfinite(number):
             site.sheet.likenesses[found] = x, float(number)
         return found
 
@@ -306,8 +306,8 @@ OPERATORS: Mapping[str, Handler] = {
     "aten.ones_like.default": filled(1.0),
     "aten.full_like.default": filled(None),
     "aten.new_zeros.default": filled(0.0, is_like=False),
-    "aten.new_ones.default": filled(1.0),
-    "aten.new_full.default": filled(None),
+    "aten.new_ones.default": filled(1.0, is_like=False),
+    "aten.new_full.default": filled(None, is_like=False),
     "aten.transpose.int": transpose,
     "aten.swapaxes.default": transpose,
     "aten.swapdims.default": transpose,
