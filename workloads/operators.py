@@ -205,6 +205,8 @@ OPERATORS: Mapping[str, Handler] = {
     "aten.max_pool1d_with_indices.default": layers.pool(Op.MAX_POOL, 3),
     "aten.max_pool2d.default": layers.pool(Op.MAX_POOL, 4),
     "aten.max_pool2d_with_indices.default": layers.pool(Op.MAX_POOL, 4),
+    "aten.amax.default": layers.largest,
+    "aten.max.dim": layers.largest,
     "aten.avg_pool1d.default": layers.pool(Op.AVG_POOL, 3),
     "aten.avg_pool2d.default": layers.pool(Op.AVG_POOL, 4),
     "aten.adaptive_avg_pool1d.default": layers.adaptive_pool(Op.AVG_POOL),

@@ -173,6 +173,24 @@ def _equal_windows(site: Site, op: Op, x: Draft, after: tuple[int, ...]) -> Draf
     return site.emit(op, [x], dims=dims, ceil=False, count_include_pad=True, divisor=0)
 
 
+def largest(site: Site, x: Draft, axes: int | Sequence[int] = (), keepdim: bool = False) -> Value:
+    """The maximum over axes of space: a pooling whose window is the whole of them."""
+    rank = len(x.shape)
+    chosen = {axis % rank for axis in ((axes,) if isinstance(axes, int) else axes or range(rank))}
+    if rank not in (3, 4) or not chosen.isdisjoint((0, x.channel_axis)):
+        raise UnsupportedError(
+            f"takes the maximum over axes {sorted(chosen)}, only height, width and length are modelled"
+        )
+    order = (0, x.channel_axis, *(axis for axis in range(1, rank) if axis != x.channel_axis))
+    image = site.transpose(x, order)
+    after = tuple(1 if axis in chosen else x.shape[axis] for axis in order)
+    kernel = _pair([before // size for before, size in zip(image.shape, after, strict=True)][2:], rank, 1)
+    found = site.emit(Op.MAX_POOL, [image], after, dims=_window(image, kernel, kernel, 0, 1), ceil=False)
+    if math.prod(after[2:]) > 1 or keepdim:
+        found = site.transpose(found, [order.index(axis) for axis in range(rank)])
+    return moves.first_only(site, site.reshape(found, site.shape), "indices of a maximum")
+
+
 # ---- products of matrices --------------------------------------------------------------------------------------------
 
 

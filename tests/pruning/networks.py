@@ -260,6 +260,20 @@ class Gated(nn.Module):
         return self.head(torch.sigmoid(self.conv2(torch.sigmoid(self.conv1(x)))).mean((2, 3)))
 
 
+class Highest(nn.Module):
+    """Maxima over height and width, over height alone, and over the length of a sequence of features."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3), nn.Conv1d(8, 6, 3)
+        self.fc, self.head = nn.Linear(6, 7), nn.Linear(13, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)
+        rows = self.fc(self.conv3(x.max(2)[0]).transpose(1, 2)).amax(1)
+        return self.head(torch.cat([self.conv2(x).amax((2, 3)), rows], 1))
+
+
 class Bent(nn.Module):
     """Activations that are no clamps; a root of what is not below zero."""
 
@@ -275,7 +289,7 @@ NETWORKS = {
     kind.__name__: kind
     for kind in (
         Chain, Residual, PreActivation, Depthwise, Grouped, Fire, Shuffle, SqueezeExcite, Flattened, Attention, Shared,
-        PixelShuffle, Normalised, Recurrent, Sequence, Gated, Bent,
+        PixelShuffle, Normalised, Recurrent, Sequence, Gated, Bent, Highest,
     )
 }  # fmt: skip
 

@@ -331,6 +331,36 @@ class TestElementwise:
         assert graph["mul"].inputs[1] == "gate.3"
 
 
+class TestLargest:
+    @pytest.mark.parametrize(
+        ("function", "shape"),
+        [
+            (lambda m, x: m.conv(x).amax((2, 3)), (2, 4)),
+            (lambda m, x: m.conv(x).amax((-1, -2), keepdim=True), (2, 4, 1, 1)),
+            (lambda m, x: m.conv(x).amax(2), (2, 4, 8)),
+            (lambda m, x: torch.max(m.conv(x), 3)[0], (2, 4, 8)),
+            (lambda m, x: m.conv(x).max(2, keepdim=True).values, (2, 4, 1, 8)),
+        ],
+    )
+    def test_over_height_and_width_it_is_a_pooling(self, function, shape):
+        graph = check(Call(function, conv=nn.Conv2d(6, 4, 1)), torch.randn(2, 6, 8, 8))
+        assert ops(graph) == ["conv", "max_pool"] + ["reshape"] * (len(shape) < 4)
+        assert graph.layers[-1].shape == shape
+        graph.with_batch(3).verify()
+
+    @pytest.mark.parametrize("function", [lambda m, x: m.fc(x).max(1)[0], lambda m, x: m.fc(x).amax(1, keepdim=True)])
+    def test_over_the_length_of_a_sequence(self, function):
+        graph = check(Call(function, fc=nn.Linear(6, 4)), SEQUENCE)
+        assert ops(graph)[:3] == ["linear", "transpose", "max_pool"]
+        assert graph.layers[-1].channel_axis == len(graph.layers[-1].shape) - 1
+        graph.with_batch(3).verify()
+
+    @pytest.mark.parametrize("function", [lambda m, x: x.amax(1), lambda m, x: x.amax(), lambda m, x: x.max(2)[1]])
+    def test_over_channels_and_samples_it_has_no_rule(self, function):
+        with pytest.raises(LoweringError, match=r"takes the maximum over axes|single number|indices of a maximum"):
+            lower(Call(function), X)
+
+
 class TestActivations:
     @pytest.mark.parametrize(
         ("module", "text"),
