@@ -1,4 +1,4 @@
-"""Prune a network for the hardware that runs it: evaluate, solve, search, explore, compile."""
+"""Prune a network for the hardware that runs it: evaluate, solve, search, prune, compile."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ attributes `channels_before`, `channels_after`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -78,12 +78,12 @@ def parameter_masks(plan: PruningPlan, wiring: Wiring, model: nn.Module) -> dict
     return found
 
 
-def in_torch_layout(mask: np.ndarray, layer: Layer, shape: torch.Size) -> Tensor:
+def in_torch_layout(mask: np.ndarray, layer: Layer, shape: Sequence[int]) -> Tensor:
     """A mask (K, C / groups, R, S) as the parameter of that layer is laid out."""
     if layer.op is Op.CONV_TRANSPOSE:
         k, c, r, s = mask.shape
         mask = mask.reshape(layer.groups, k // layer.groups, c, r, s).transpose(0, 2, 1, 3, 4)
-    return torch.from_numpy(np.ascontiguousarray(mask)).reshape(shape)
+    return torch.from_numpy(np.ascontiguousarray(mask)).reshape(tuple(shape))
 
 
 def by_filter(weight: Tensor, layer: Layer) -> Tensor:

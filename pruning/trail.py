@@ -20,7 +20,7 @@ from torch import nn
 
 from pruning import masks
 from workloads.errors import DataError, PlanError
-from workloads.models.weights import load_weights, read_weights, save_weights
+from workloads.models.weights import load_weights, save_weights
 from workloads.store import write_json
 
 
@@ -79,12 +79,9 @@ class Trail:
         Raises:
             DataError: the file is missing or damaged, or of another model.
         """
-        path = self.folder / point.file
-        net = copy.deepcopy(model)
+        path, net = self.folder / point.file, copy.deepcopy(model)
         load_weights(net, path)
-        stored = read_weights(path)
-        found = {key.removesuffix(masks.SUFFIX): one for key, one in stored.items() if key.endswith(masks.SUFFIX)}
-        return masks.bake(net, found)
+        return masks.with_masks_in(net, path)
 
     def pick(self, model: nn.Module, score: Callable[[nn.Module], float]) -> tuple[TrailPoint, nn.Module]:
         """The point of highest score with its network; of equals the sparser. Minus infinity rules a network out.

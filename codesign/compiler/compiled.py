@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-import threading as threads_module
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -50,7 +50,7 @@ class Compiled:
         self._tuner = tuner
         self._made: dict[Shapes, Executable] = {}
         self._tunings: dict[Shapes, Mapping[str, Tuning]] = {}
-        self._lock = threads_module.Lock()
+        self._lock = threading.Lock()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a compiled network is memory of this process and cannot be copied or pickled; save() keeps it")

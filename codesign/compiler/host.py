@@ -32,7 +32,7 @@ from codesign.compiler.program import Stage, kernels_of
 from codesign.compiler.runtime import Executable, part_name
 from codesign.compiler.steps import Step
 from workloads.errors import ConfigError
-from workloads.graph import Kind, Layer, LayerGraph, Op
+from workloads.graph import Kind, Layer, LayerGraph
 from workloads.verify import array_shapes
 
 PRECISION = "fp32"
@@ -114,6 +114,8 @@ def made_up_weights(graph: LayerGraph, rng: np.random.Generator) -> tuple[dict[s
     Returns:
         Arrays by key, float32; names of layers whose mask was drawn at random, of a known density.
     """
+    from pruning.surgery import in_torch_layout
+
     found: dict[str, np.ndarray] = {}
     drawn = []
     for layer in graph:
@@ -124,18 +126,10 @@ def made_up_weights(graph: LayerGraph, rng: np.random.Generator) -> tuple[dict[s
             if key == layer.weight and layer.kind is Kind.MAC:
                 found[key] *= np.float32(np.sqrt(2 / max(layer.c // layer.groups * layer.r * layer.s, 1)))
                 if layer.sparsity is not None:
-                    found[key] *= _in_torch_order(layer, layer.sparsity.sample(rng).mask()).reshape(shapes[0])
+                    mask = layer.sparsity.sample(rng).mask()
+                    found[key] *= in_torch_layout(mask, layer, shapes[0]).numpy()
                     drawn += [layer.name] * (not layer.sparsity.is_exact)
     return found, drawn
-
-
-def _in_torch_order(layer: Layer, mask: np.ndarray) -> np.ndarray:
-    """A mask (K, C / groups, R, S) as the layer's weight lies: a transposed convolution's is (C, K / groups, R, S)."""
-    if layer.op is not Op.CONV_TRANSPOSE:
-        return mask
-    k, c, *window = mask.shape
-    grouped = mask.reshape(layer.groups, k // layer.groups, c, *window)
-    return np.swapaxes(grouped, 1, 2).reshape(layer.c, k // layer.groups, *window)
 
 
 def owners(graph: LayerGraph, weights: Mapping[str, np.ndarray], isa: Isa) -> tuple[dict[str, str], dict[str, str]]:

@@ -422,7 +422,9 @@ class TestWhatIsOffered:
 
 class TestWeightVariables:
     def test_densest_first_after_the_dense_weight(self) -> None:
-        for variable in weight_variables(network("digits_cnn"), (0.25, 0.5, 1.0, 0.5), "weight"):
+        variables = weight_variables(network("digits_cnn"), (0.25, 0.5, 1.0, 0.5), "weight")
+        assert len(variables) > 2
+        for variable in variables:
             assert variable.options == (
                 Option(),
                 Option(density=0.5, granularity="weight"),

@@ -42,7 +42,7 @@ def _plan_unary(step: Step, context: Context) -> Stage:
     return _shared(context, step.output, chain)
 
 
-def _always(step: Step, sources: Sequence[Shape]) -> bool:
+def _can_activate(step: Step, sources: Sequence[Shape]) -> bool:
     return step.layer.attributes["kind"] != "prelu"
 
 
@@ -87,6 +87,6 @@ _PAIR = Operator(_is_pair, _same, _plan_pair, "equal")
 OPERATORS = {
     Op.ADD: _PAIR,
     Op.MUL: _PAIR,
-    Op.ACTIVATION: Operator(_always, _same, _plan_unary, "equal"),
+    Op.ACTIVATION: Operator(_can_activate, _same, _plan_unary, "equal"),
     Op.CONCAT: Operator(_can_concat, _tiled, _plan_concat, "equal"),
 }
