@@ -294,7 +294,7 @@ def _mean(layer: Layer, sources: Sequence[Layer]) -> None:
 
 def _broadcast(layer: Layer, sources: Sequence[Layer]) -> None:
     """Two tensors that broadcast to the shape, or one and a scalar."""
-    _one_of(layer, "kind", ("add", "sub") if layer.op is Op.ADD else ("mul", "div"))
+    _one_of(layer, "kind", ("add", "sub", "maximum", "minimum") if layer.op is Op.ADD else ("mul", "div"))
     if len(sources) == 1 and "scalar" not in layer.attributes:
         raise ShapeError(f"{where(layer)}: has one input and no scalar, needs a second of either kind")
     if len(sources) == 2 and "scalar" in layer.attributes:

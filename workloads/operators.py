@@ -66,6 +66,19 @@ def _elementwise(site: Site, op: Op, kind: str, x: Value, y: Value, alpha: float
     return site.emit(op, [site.draft(x), site.draft(y)], kind=kind, **factor)
 
 
+def extreme(kind: str) -> Handler:
+    """The larger or smaller of two tensors; of a tensor and a number it is a clamp."""
+
+    def handler(site: Site, x: Value, y: Value) -> Draft:
+        if isinstance(x, Constant):
+            x, y = y, x
+        if as_number(y) is not None and x.shape == site.shape:
+            return clamp(site, x, y) if kind == "maximum" else clamp_max(site, x, y)
+        return site.emit(Op.ADD, [x, site.draft(y)], kind=kind)
+
+    return handler
+
+
 def negate(site: Site, x: Draft) -> Draft:
     return site.emit(Op.MUL, [x], kind="mul", scalar=-1.0)
 
@@ -224,6 +237,10 @@ OPERATORS: Mapping[str, Handler] = {
     "aten.div.Tensor": div,
     "aten.div.Scalar": div,
     "aten.div.Tensor_mode": div,
+    "aten.maximum.default": extreme("maximum"),
+    "aten.max.other": extreme("maximum"),
+    "aten.minimum.default": extreme("minimum"),
+    "aten.min.other": extreme("minimum"),
     "aten.neg.default": negate,
     "aten.reciprocal.default": reciprocal,
     "aten.square.default": power,

@@ -14,8 +14,9 @@ with. Everything that a layer needs to run is in its fields, its arrays and thes
     max_pool           ceil
     avg_pool           ceil, count_include_pad, divisor (0: the size of the window)
     mean               axes, keepdim
-    add                kind "add" or "sub"; alpha, the factor of the second operand; scalar, the second operand where
-                       there is one input; reverse: the scalar is the first operand
+    add                kind "add", "sub", "maximum" or "minimum" (what joins two tensors and is priced as a sum); alpha,
+                       the factor of the second operand; scalar, the second operand where there is one input; reverse:
+                       the scalar is the first operand
     mul                kind "mul" or "div"; scalar, reverse as for add
     activation         kind: a text of `workloads.activations`, or "prelu" with its slopes as weight
     softmax            axis, log
@@ -273,10 +274,18 @@ def _operands(layer: Layer, sources: Sequence[Tensor]) -> tuple[Tensor | float, 
     return (second, first) if layer.attributes.get("reverse", False) else (first, second)
 
 
+EXTREMES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"maximum": torch.maximum, "minimum": torch.minimum}
+
+
 def _add(layer: Layer, sources: Sequence[Tensor], arrays: Arrays) -> Tensor:
     first, second = _operands(layer, sources)
-    factor = layer.attributes.get("alpha", 1.0) * (-1.0 if layer.attributes["kind"] == "sub" else 1.0)
-    return torch.as_tensor(first + (second if factor == 1.0 else factor * second))
+    kind = layer.attributes["kind"]
+    factor = layer.attributes.get("alpha", 1.0) * (-1.0 if kind == "sub" else 1.0)
+    second = second if factor == 1.0 else factor * second
+    if kind in EXTREMES:
+        like = sources[0]
+        return EXTREMES[kind](torch.as_tensor(first).to(like), torch.as_tensor(second).to(like))
+    return torch.as_tensor(first + second)
 
 
 def _mul(layer: Layer, sources: Sequence[Tensor], arrays: Arrays) -> Tensor:

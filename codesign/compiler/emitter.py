@@ -134,6 +134,10 @@ class Emitter:
         """Not a number where either is not."""
         return self._call("llvm.maximum", x, y)
 
+    def minimum(self, x: Value, y: Value) -> Value:
+        """Not a number where either is not."""
+        return self._call("llvm.minimum", x, y)
+
     def absolute(self, x: Value) -> Value:
         return self._call("llvm.fabs", x)
 

@@ -274,6 +274,19 @@ class Highest(nn.Module):
         return self.head(torch.cat([self.conv2(x).amax((2, 3)), rows], 1))
 
 
+class Contest(nn.Module):
+    """The larger of two maps, and the smaller of what follows from it and a map of its means."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.maximum(self.conv1(x), self.conv2(x))
+        return self.head(torch.min(self.conv3(x), x.mean((2, 3), keepdim=True)).mean((2, 3)))
+
+
 class Bent(nn.Module):
     """Activations that are no clamps; a root of what is not below zero."""
 
@@ -290,6 +303,7 @@ NETWORKS = {
     for kind in (
         Chain, Residual, PreActivation, Depthwise, Grouped, Fire, Shuffle, SqueezeExcite, Flattened, Attention, Shared,
         PixelShuffle, Normalised, Recurrent, Sequence, Gated, Bent, Highest,
+        Contest,
     )
 }  # fmt: skip
 

@@ -331,6 +331,29 @@ class TestElementwise:
         assert graph["mul"].inputs[1] == "gate.3"
 
 
+class TestExtremes:
+    @pytest.mark.parametrize(
+        ("function", "kind"),
+        [
+            (lambda m, x: torch.maximum(m.a(x), m.b(x)), "maximum"),
+            (lambda m, x: torch.max(m.a(x), m.b(x)), "maximum"),
+            (lambda m, x: torch.minimum(m.a(x), m.b(x).amax((2, 3), keepdim=True)), "minimum"),
+            (lambda m, x: torch.min(m.a(x) + m.b(x), m.shift), "minimum"),
+            (lambda m, x: torch.min(m.shift, m.a(x) + m.b(x)), "minimum"),
+        ],
+    )
+    def test_of_two_tensors_they_join(self, function, kind):
+        net = Call(function, a=nn.Conv2d(6, 4, 1), b=nn.Conv2d(6, 4, 1), shift=nn.Parameter(torch.randn(4, 1, 1)))
+        graph = check(net, X)
+        last = graph.layers[-1]
+        assert (last.op, last.attributes["kind"], last.fused_into) == (Op.ADD, kind, "")
+        graph.with_batch(3).verify()
+
+    def test_of_a_number_they_are_a_clamp(self):
+        graph = check(Call(lambda m, x: torch.minimum(torch.maximum(x, torch.tensor(-0.5)), torch.tensor(2.0))), X)
+        assert [x.attributes["kind"] for x in graph.layers[1:]] == ["hardtanh(-0.5,inf)", "hardtanh(-inf,2)"]
+
+
 class TestLargest:
     @pytest.mark.parametrize(
         ("function", "shape"),

@@ -1,4 +1,4 @@
-"""One number after another: sums, products and activations of tensors of one layout, and copies."""
+"""One number after another: sums, products, extremes and activations of tensors of one layout, and copies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ElementwiseKernel(Kernel):
-    """activation(a (+ or *) b), so many vectors; `kind` "copy" has no b (give any address)."""
+    """activation(a joined with b), so many vectors.
+
+    Attributes:
+        kind: "add", "mul", "maximum", "minimum"; or "copy", which has no b (give any address).
+        factor: of b.
+    """
 
     kind: str
     activation: str = ""
@@ -29,8 +34,8 @@ class ElementwiseKernel(Kernel):
         e.repeat(e.count("vectors"), [e.pointer("a"), e.pointer("b"), e.pointer("out")], vector)
 
     def _combine(self, e: Emitter, x: Value, b: Value) -> Value:
-        """`factor` is b's."""
         if self.kind == "copy":
             return x
         y = e.load(b) if self.factor == 1 else e.times(e.load(b), self.factor)
-        return e.builder.fadd(x, y) if self.kind == "add" else e.builder.fmul(x, y)
+        joins = {"add": e.builder.fadd, "mul": e.builder.fmul, "maximum": e.maximum, "minimum": e.minimum}
+        return joins[self.kind](x, y)

@@ -1,4 +1,4 @@
-"""Sums, products, activations and concatenation of tensors of one layout."""
+"""Sums, products, extremes, activations and concatenation of tensors of one layout."""
 
 from __future__ import annotations
 
@@ -47,15 +47,16 @@ def _can_activate(step: Step, sources: Sequence[Shape]) -> bool:
 
 
 def _is_pair(step: Step, sources: Sequence[Shape]) -> bool:
-    """Whether two tensors of one shape, which is then the output's, are added, subtracted or multiplied."""
+    """Whether two tensors of one shape, which is then the output's, are joined by anything but a division."""
     shapes = {*sources, as_image(step.layer.shape)}
     return len(sources) == 2 and len(shapes) == 1 and step.layer.attributes["kind"] != "div"
 
 
 def _plan_pair(step: Step, context: Context) -> Stage:
     layer = step.layer
-    factor = layer.attributes.get("alpha", 1.0) * (-1.0 if layer.attributes["kind"] == "sub" else 1.0)
-    kernel = ElementwiseKernel("mul" if layer.op is Op.MUL else "add", step.activation, factor)
+    kind = layer.attributes["kind"]
+    factor = layer.attributes.get("alpha", 1.0) * (-1.0 if kind == "sub" else 1.0)
+    kernel = ElementwiseKernel("add" if kind == "sub" else kind, step.activation, factor)
     a, b, out = (context.places[name].start for name in (*step.inputs, step.output))
     return _shared(context, step.output, [(kernel, a, b, out)])
 

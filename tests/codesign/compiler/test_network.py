@@ -269,6 +269,20 @@ def test_sums_that_broadcast_are_those_of_torch(shapes: tuple[tuple[int, ...], t
     assert torch.equal(compile_network(Sum())(x, y), x + y)
 
 
+@pytest.mark.parametrize("isa", host_isas())
+@pytest.mark.parametrize("batch", [1, 3, 16])
+def test_larger_and_smaller_ones(isa: str, batch: int) -> None:
+    class Between(nn.Module):
+        def forward(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+            return torch.minimum(torch.maximum(x, y).relu(), z)
+
+    inputs = [torch.randn(batch, 3, 5, 7) for _ in range(3)]
+    inputs[1][0, 0, 0] = torch.nan
+    compiled = compile_network(Between(), isa=isa)
+    assert torch.equal(compiled(*inputs).nan_to_num(9.0), Between()(*inputs).nan_to_num(9.0))
+    assert all(isinstance(part, Stage) for part in compiled.first.network.parts)
+
+
 class Placed(nn.Module):
     """Adds a parameter, one for all samples, to what a convolution makes."""
 
