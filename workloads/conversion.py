@@ -51,6 +51,7 @@ def convert(program: ExportedProgram, names: Mapping[str, str], on_unknown: str)
     outputs = conversion.run(program.graph, given)
     kinds = [spec.kind for spec in program.graph_signature.output_specs]
     wanted = [value for value, kind in zip(outputs, kinds, strict=True) if kind is OutputKind.USER_OUTPUT]
+    _check_numbers(program, outputs)
     scope = Scope("", "", "")
     site = Site(conversion.sheet, scope, "output", "output", (), 32)
     found = [site.draft(value) for value in wanted if isinstance(value, Draft | Constant)]
@@ -60,6 +61,17 @@ def convert(program: ExportedProgram, names: Mapping[str, str], on_unknown: str)
         for draft in conversion.sheet.drafts:
             draft.bits = 8
     return conversion.sheet.drafts, found
+
+
+def _check_numbers(program: ExportedProgram, outputs: Sequence[Value]) -> None:
+    """A number without axes may join other tensors, but not leave the network.
+
+    Raises:
+        LoweringError: it does.
+    """
+    for node, value in zip(program.graph.output_node().args[0], outputs, strict=True):
+        if isinstance(value, Draft) and isinstance(node, Node) and not _shape(node.meta["val"]):
+            raise LoweringError(f"{node.name!r} ({node.target}): its result is a single number without a batch axis")
 
 
 def _given(conversion: _Conversion, program: ExportedProgram, names: Mapping[str, str]) -> list[Value]:

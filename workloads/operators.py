@@ -112,6 +112,9 @@ def _filled(mask: torch.Tensor, value: float) -> torch.Tensor:
 def mean(site: Site, x: Draft, axes: Sequence[int] | None = None, keepdim: bool = False, dtype: object = None) -> Draft:
     rank = len(x.shape)
     chosen = tuple(sorted(axis % rank for axis in (axes or range(rank))))
+    if not site.shape:  # a number, kept on one axis: it joins other tensors as it would without any
+        one = site.emit(Op.MEAN, [x], (1,) * rank, channel_axis=x.channel_axis, axes=chosen, keepdim=True)
+        return site.reshape(one, (1,))
     axis = x.channel_axis if keepdim else x.channel_axis - sum(a < x.channel_axis for a in chosen)
     axis = min(max(axis, 1), max(len(site.shape) - 1, 1))
     return site.emit(Op.MEAN, [x], channel_axis=axis, axes=chosen, keepdim=keepdim)

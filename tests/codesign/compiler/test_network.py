@@ -332,6 +332,28 @@ def test_stored_numbers_without_axes(layer: nn.Module, shape: tuple[int, ...], b
         assert torch.allclose(saved(x), model(x), atol=1e-6)
 
 
+class Centred(nn.Module):
+    """Over its mean, and less that of its means: numbers without axes, made of what the layer answers."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        return y * y.mean() - y.mean(-1).mean()
+
+
+@pytest.mark.parametrize(("layer", "shape"), [(nn.Linear(8, 4), (8,)), (nn.Conv2d(3, 5, 3, padding=1), (3, 7, 7))])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_numbers_without_axes_in_between(layer: nn.Module, shape: tuple[int, ...], batch: int) -> None:
+    model, x = Centred(layer).eval(), torch.randn(batch, *shape)
+    with torch.no_grad():
+        assert torch.allclose(compile_network(model)(x), model(x), atol=1e-6)
+    with pytest.raises(ShapeError):  # the mean of all samples is another one for more of them
+        compile_network(lower_with_weights(model, x))(torch.randn(2, *shape).numpy())
+
+
 @pytest.mark.parametrize("isa", host_isas())
 def test_nothing_of_a_call_is_left_for_the_next(isa: str) -> None:
     """Kernels read no memory that was not written in their own call, not even to multiply it by zero."""
