@@ -164,8 +164,8 @@ def _summed(
     found = {name: np.zeros(wiring.analysis.group(name).size) for name in groups}
     for name, total in found.items():
         for cut in wiring.cuts(name):
-            tensor = tensors[cut.tensor]
-            if cut.role == PRODUCED and tensor.dim() > 1 and KIND[wiring.graph[cut.layer].op] is Kind.MAC:
+            tensor, is_filter = tensors[cut.tensor], bool(cut.layer) and cut.role == PRODUCED
+            if is_filter and tensor.dim() > 1 and KIND[wiring.graph[cut.layer].op] is Kind.MAC:
                 filters = tensor.movedim(cut.axis, 0)[torch.from_numpy(cut.index).to(tensor.device)]
                 np.add.at(total, cut.unit, rate(filters.flatten(1).double()).cpu().numpy())
     return found
@@ -192,7 +192,7 @@ def batch_norm_scales(model: nn.Module, wiring: Wiring, groups: Sequence[str]) -
 
 def batch_norms(model: nn.Module, wiring: Wiring, group: str) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Names of the scales of all batch norms of a group, positions in them and the unit of each position."""
-    for cut in wiring.cuts(group):
+    for cut in filter(lambda cut: cut.layer, wiring.cuts(group)):
         path, _, leaf = cut.tensor.rpartition(".")
         if leaf == "weight" and isinstance(model.get_submodule(path), nn.modules.batchnorm._BatchNorm):
             yield cut.tensor, cut.index, cut.unit

@@ -12,6 +12,7 @@ Letters: K filters, C input channels of a group, as in `workloads.sparsity`.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,7 @@ from workloads.constants import Computed, Constant, Norm, Reader, Recipe, Stored
 from workloads.errors import LoweringError, PlanError, unknown_name
 from workloads.graph import KIND, Kind, Layer, LayerGraph, Op
 from workloads.lowering import prepare
+from workloads.unread import Followers, followers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +44,8 @@ class Cut:
     """What a channel group owns of one axis of one parameter or buffer.
 
     Attributes:
-        layer: of the graph. tensor: name in the model's state dict. axis: of the tensor.
+        layer: of the graph; "" for code that runs although its answer is not used.
+        tensor: name in the model's state dict. axis: of the tensor.
         role: "produced" (makes or carries the channels), "read" (weights that read them), "statistic" (variance of a
             batch norm: it shrinks with the channels, but is not set to zero in a mask).
         index: int64 (m,), positions on the axis, ascending. unit: int64 (m,), the unit of the group each belongs to.
@@ -150,10 +153,15 @@ class Wiring:
         return self._cuts[name]
 
     def _problems(self, group: str) -> str:
-        for member in self.analysis.group(group).members:
-            recipe = self.structure.recipes[member.array]
+        members = [(member, self.structure.recipes[member.array]) for member in self.analysis.group(group).members]
+        members += [(member, self._recipes[member.array]) for member in self._unread.members.get(group, ())]
+        for member, recipe in members:
             if _traced(recipe, member) is None:
                 return f"array {member.array!r} of layer {member.layer!r} {_origin(recipe)}"
+        if reason := self._unread.reasons.get(group):
+            return reason
+        if tensor := self._torn.get(group):
+            return f"it would cut {tensor!r}, which also serves a call that runs but whose answer is not used"
         for cut in self._cuts[group]:
             if array := self._read_by_code.get(cut.tensor):
                 return f"it would cut {cut.tensor!r}, from which array {array!r} is computed, which cannot be cut"
@@ -165,7 +173,7 @@ class Wiring:
     def _read_by_code(self) -> dict[str, str]:
         """Stored tensor -> the first array that is computed from it and cannot be cut."""
         found: dict[str, str] = {}
-        for key, recipe in self.structure.recipes.items():
+        for key, recipe in (*self.structure.recipes.items(), *self._recipes.items()):
             for name in stored_in(_computed(recipe)):
                 found.setdefault(name, key)
         return found
@@ -178,7 +186,50 @@ class Wiring:
             for member in group.members:
                 for cut in _traced(self.structure.recipes[member.array], member) or ():
                     cuts.setdefault((cut.tensor, cut.axis, cut.index.tobytes()), cut)
+            for cut in self._unread_cuts.get(group.name, ()):
+                cuts.setdefault((cut.tensor, cut.axis, cut.index.tobytes()), cut)
             found[group.name] = tuple(cuts.values())
+        return found
+
+    @cached_property
+    def _unread(self) -> Followers:
+        """What code whose answer is not used makes of the groups."""
+        whole = self.structure.whole
+        return Followers({}, {}) if whole is None else followers(self.analysis, whole.layers, whole.outputs)
+
+    @cached_property
+    def _unread_cuts(self) -> dict[str, list[Cut]]:
+        return {
+            group: [
+                dataclasses.replace(cut, layer="")
+                for member in members
+                for cut in _traced(self._recipes[member.array], member) or ()
+            ]
+            for group, members in self._unread.members.items()
+        }
+
+    @cached_property
+    def _recipes(self) -> Mapping[str, Recipe]:
+        """Of every array, also of code whose answer is not used."""
+        return (self.structure.whole or self.structure).recipes
+
+    @cached_property
+    def _torn(self) -> dict[str, str]:
+        """Group -> a tensor that it cuts for the network, and otherwise or not for code whose answer is not used."""
+        if self.structure.whole is None:
+            return {}
+        layers = self.structure.whole.layers[len(self.graph) :]
+        unread = {
+            item.name for x in layers for key in (x.weight, x.bias) if key for item in _stored(self._recipes[key])
+        }
+        shared = unread & {item.name for recipe in self.structure.recipes.values() for item in _stored(recipe)}
+        found: dict[str, str] = {}
+        for group in self.analysis.groups:
+            members = [(member, self.structure.recipes[member.array]) for member in group.members]
+            own = {_key(cut) for member, recipe in members for cut in _traced(recipe, member) or ()}
+            other = {_key(cut) for cut in self._unread_cuts.get(group.name, ())}
+            for tensor in sorted({key[0] for key in own ^ other} & shared):
+                found.setdefault(group.name, tensor)
         return found
 
     def positions(self, kept: Mapping[str, np.ndarray]) -> dict[str, dict[int, np.ndarray]]:
@@ -210,7 +261,8 @@ class Wiring:
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
-        stored = [item for recipe in self.structure.recipes.values() for item in _stored(recipe)]
+        recipes = (*self.structure.recipes.values(), *self._recipes.values())
+        stored = [item for recipe in recipes for item in _stored(recipe)]
         return {item.name: item.shape for item in stored}
 
     # ---- zeros in place of cuts -------------------------------------------------------------------------------------
@@ -365,6 +417,10 @@ def _origin(recipe: Recipe) -> str:
 
 def _only_stored(source: Computed) -> bool:
     return all(isinstance(part, Stored) for part in source.args)
+
+
+def _key(cut: Cut) -> tuple[str, int, bytes, bytes]:
+    return cut.tensor, cut.axis, cut.index.tobytes(), cut.unit.tobytes()
 
 
 _Source = tuple[str, int, np.ndarray, np.ndarray]  # tensor, axis, index, unit

@@ -70,7 +70,7 @@ def components(count: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def partition(flow: Flow) -> Partition:
     """Join what is tied, fix what must stay, and number the rest."""
-    root, fixes = _join(flow)
+    root, fixes = join(flow)
     firsts = np.array([made.first for made in flow.made if made.last > made.first], np.int64)
     counts = np.array([made.last - made.first for made in flow.made if made.last > made.first], np.int64)
     owned = np.concatenate([np.arange(made.first, made.last) for made in flow.made]) if flow.made else firsts
@@ -91,7 +91,7 @@ def partition(flow: Flow) -> Partition:
     return _number(root, group, names, reasons)
 
 
-def _join(flow: Flow) -> tuple[np.ndarray, list[tuple[np.ndarray, str]]]:
+def join(flow: Flow) -> tuple[np.ndarray, list[tuple[np.ndarray, str]]]:
     """The root of every atom, and the fixes with those that follow from ties to positions that always stay."""
     none = np.zeros(0, np.int64)
     a = np.concatenate([none, *(tie[0].ravel() for tie in flow.ties)])

@@ -32,8 +32,10 @@ _AXIS_SECOND = ("aten.conv", "aten.batch_norm", "aten.group_norm", "aten.instanc
 _AXIS_LAST = ("aten.linear", "aten.matmul", "aten.lstm", "aten.layer_norm", "aten.scaled_dot_product_attention")
 
 
-def convert(program: ExportedProgram, names: Mapping[str, str], on_unknown: str) -> tuple[list[Draft], list[Draft]]:
-    """All drafts in running order, and those whose outputs leave the network.
+def convert(
+    program: ExportedProgram, names: Mapping[str, str], on_unknown: str
+) -> tuple[list[Draft], list[Draft], list[Draft]]:
+    """All drafts in running order; those whose outputs leave the network; those of calls whose answer nothing reads.
 
     Args:
         names: name of a parameter or buffer -> the first name of the same tensor.
@@ -60,7 +62,7 @@ def convert(program: ExportedProgram, names: Mapping[str, str], on_unknown: str)
     if conversion.sheet.is_int8:
         for draft in conversion.sheet.drafts:
             draft.bits = 8
-    return conversion.sheet.drafts, found
+    return conversion.sheet.drafts, found, conversion.unused.drafts
 
 
 def _check_numbers(program: ExportedProgram, outputs: Sequence[Value]) -> None:
@@ -98,10 +100,10 @@ def _given(conversion: _Conversion, program: ExportedProgram, names: Mapping[str
 
 
 class _Conversion:
-    """The state of one walk: the sheet, and what each traced value became."""
+    """The state of one walk: the sheet, another for calls whose answer nothing reads, what each traced value became."""
 
     def __init__(self, on_unknown: str) -> None:
-        self.sheet = Sheet()
+        self.sheet, self.unused = Sheet(), Sheet()
         self._on_unknown = on_unknown
 
     def add_input(self, node: Node) -> Draft:
@@ -126,7 +128,7 @@ class _Conversion:
             if node.op == "placeholder":
                 known[node] = next(supply)
             elif node not in live:
-                known[node] = None
+                known[node] = self._unused(node, known)
             elif node.op == "get_attr":
                 known[node] = _attribute(graph, str(node.target))
             elif node.op == "output":
@@ -136,6 +138,20 @@ class _Conversion:
                 if _writes(node):
                     _rebind(node, known, memory, live)
         raise AssertionError("every traced graph ends with an output")
+
+    def _unused(self, node: Node, known: Mapping[Node, Value]) -> Value:
+        """What nothing reads runs all the same; None where it cannot be expressed, which is no error."""
+        is_dropped = node.target is operator.getitem and not node.users  # a piece that was not even asked for
+        if is_dropped or node.op == "get_attr" or any(known[item] is None for item in node.all_input_nodes):
+            return None
+        state = self.sheet, self._on_unknown
+        self.sheet, self._on_unknown = self.unused, "vector"
+        try:
+            return self._call(node, known)
+        except (LoweringError, UnsupportedError):
+            return None
+        finally:
+            self.sheet, self._on_unknown = state
 
     def _call(self, node: Node, known: Mapping[Node, Value]) -> Value:
         target = str(node.target)

@@ -37,6 +37,24 @@ def _reachable(drafts: list[Draft], outputs: list[Draft]) -> list[Draft]:
     return [draft for draft in drafts if draft in needed or draft.op is Op.INPUT]
 
 
+def unread(drafts: list[Draft], outputs: list[Draft], unused: list[Draft]) -> list[Draft]:
+    """Drafts on which no output depends, but which fail on fewer channels unless they change too, before `fuse`.
+
+    That is what has weights or joins tensors; and all that these read, in running order, which may include drafts that
+    others will absorb.
+
+    Args:
+        unused: further drafts whose answers nothing reads; others are read in place only.
+    """
+    running, reached = [*drafts, *unused], set(_reachable(drafts, outputs))
+    able = [draft for draft in running if draft not in reached and draft.op is not Op.CONSTANT]
+    needed = {draft for draft in able if draft.weight is not None or draft.norms or len(draft.inputs) > 1}
+    for draft in reversed(running):
+        if draft in needed:
+            needed.update(draft.inputs)
+    return [draft for draft in running if draft in needed]
+
+
 def _redirected(
     drafts: list[Draft], outputs: list[Draft], absorbed: Mapping[Draft, Draft]
 ) -> tuple[list[Draft], list[Draft]]:

@@ -32,7 +32,7 @@ from torch.export import ExportedProgram
 from workloads.constants import Reader, tensors_of
 from workloads.conversion import convert
 from workloads.errors import LoweringError, ShapeError
-from workloads.fusion import fuse
+from workloads.fusion import fuse, unread
 from workloads.graph import LayerGraph, Op
 from workloads.lowering_cache import STRUCTURES, structure_key
 from workloads.structure import Structure, build_structure
@@ -183,10 +183,11 @@ def _tuple(inputs: Inputs) -> tuple[Tensor, ...]:
 def _structure(model: nn.Module, inputs: tuple[Tensor, ...], on_unknown: str) -> Structure:
     program = _export(model, inputs)
     try:
-        drafts, outputs = convert(program, _first_names(model), on_unknown)
+        drafts, outputs, unused = convert(program, _first_names(model), on_unknown)
     except LoweringError as error:
         raise LoweringError(f"{type(model).__name__}: {error}") from error
-    return build_structure(*fuse(drafts, outputs))
+    more = unread(drafts, outputs, unused)
+    return build_structure(*fuse(drafts, outputs), more)
 
 
 def _first_names(model: nn.Module) -> dict[str, str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,11 +31,14 @@ class Structure:
         layers: in running order.
         outputs: names of the layers whose outputs leave the network.
         recipes: of every array, by key.
+        whole: where calls with weights run although nothing reads their answer, these layers and, after them, those;
+            names and keys may differ from those here.
     """
 
     layers: tuple[Layer, ...]
     outputs: tuple[str, ...]
     recipes: Mapping[str, Recipe]
+    whole: Structure | None = None
 
     def graph(self, name: str, reader: Reader) -> LayerGraph:
         """The layer graph with the exact zeros of the weights that `reader` has now.
@@ -68,8 +71,15 @@ def _is_weight(recipe: Recipe) -> bool:
     return not recipe.is_bias and KIND[recipe.op] is Kind.MAC
 
 
-def build_structure(drafts: list[Draft], outputs: list[Draft]) -> Structure:
-    """Names, keys of arrays and loop nests for drafts that are fused already."""
+def build_structure(drafts: list[Draft], outputs: list[Draft], unused: Sequence[Draft] = ()) -> Structure:
+    """Names, keys of arrays and loop nests for drafts that are fused already.
+
+    Args:
+        unused: further drafts, whose answers nothing reads; some may be among the others.
+    """
+    own = set(drafts)
+    if more := [draft for draft in unused if draft not in own]:
+        return dataclasses.replace(build_structure(drafts, outputs), whole=build_structure([*drafts, *more], outputs))
     names = _names(drafts)
     keys = _Keys()
     layers = tuple(_layer(draft, names, keys) for draft in drafts)

@@ -23,6 +23,9 @@ from workloads.lowering import lower
 from workloads.models import build, example_input
 from workloads.sparsity import WeightSparsity
 
+JOINED = "'mul' runs but its answer is not used, and joins channels that are free otherwise"
+TORN = "it would cut 'middle.{}', which also serves a call that runs but whose answer is not used"
+READ = "array 'linear.weight' of layer 'linear' is computed from 'middle.weight', so it cannot be cut"
 NO_IMAGES = (Op.TRANSPOSE, Op.RESHAPE, Op.MATMUL, Op.SOFTMAX)  # the height and width of their input mean nothing
 
 
@@ -336,6 +339,78 @@ def test_a_constant_in_the_shape_of_a_tensor_is_cut_with_it(start):
     assert wiring.prunable == ("stem",)
     small = compare(model, wiring, {"stem": np.array([0, 3, 5])}, example())
     assert [tuple(part.weight.shape[:2]) for part in small.parts] == [(3, 3), (3, 3)]
+
+
+class Gated(nn.Module):
+    """WaveNet, whose last residual convolution, and a head, run for nothing."""
+
+    def __init__(self, is_in_place: bool):
+        super().__init__()
+        self.is_in_place, self.stem, self.head = is_in_place, nn.Conv1d(3, 8, 1), nn.Conv1d(10, 4, 1)
+        self.filters, self.gates = (nn.ModuleList(nn.Conv1d(8, 6, 3, padding=1) for _ in range(2)) for _ in "ab")
+        self.residual, self.skip = (nn.ModuleList(nn.Conv1d(6, width, 1) for _ in range(2)) for width in (8, 10))
+        self.norm, self.extra = nn.BatchNorm1d(10), nn.Conv1d(10, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, total = self.stem(x), 0
+        for filters, gates, residual, skip in zip(self.filters, self.gates, self.residual, self.skip, strict=True):
+            inside = torch.tanh(filters(x)) * torch.sigmoid(gates(x))
+            total = total + skip(inside)
+            x = x.add_(residual(inside)) if self.is_in_place else x + residual(inside)
+        self.extra(F.relu(self.norm(total)))
+        return self.head(F.relu(total))
+
+
+@pytest.mark.parametrize("is_in_place", [False, True])
+def test_what_runs_for_nothing_is_cut_too(is_in_place):
+    model, inputs = Gated(is_in_place).eval(), (torch.randn(2, 3, 16),)
+    wiring = wire(model, inputs)
+    assert "extra" not in wiring.graph.index
+    assert wiring.prunable == ("stem", "filters.0", "skip.0", "filters.1")
+    for name in wiring.prunable:
+        kept = np.arange(1, wiring.analysis.group(name).size)
+        compare(model, wiring, {name: kept}, inputs)
+    small = as_plan(wiring, random_units(wiring, np.random.default_rng(0))).apply(model, inputs)
+    assert list(small.state_dict()) == list(model.state_dict())
+    assert small.residual[1].weight.shape[:2] == (small.stem.out_channels, small.gates[1].out_channels)
+    assert small.norm.num_features == small.extra.in_channels == small.head.in_channels < 10
+    if not is_in_place:  # torch refuses a gradient of what was overwritten
+        small.train()(*inputs).sum().backward()
+
+
+class Unread(nn.Module):
+    """A call for nothing that cannot be cut: a depthwise one, or a module that serves the network elsewhere."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.call, self.stem, self.middle = call, nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.depthwise, self.head = nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 5, 1)
+        self.norm = nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.norm(self.middle(F.relu(x)))
+        self.call(self, x, y)
+        return self.head(F.relu(y))
+
+
+@pytest.mark.parametrize(
+    ("call", "reasons"),
+    [
+        (lambda m, x, y: m.depthwise(y), {"middle": "'depthwise' runs but its answer is not used"}),
+        (lambda m, x, y: m.middle(y), {"stem": TORN.format("weight"), "middle": TORN.format("bias")}),
+        (lambda m, x, y: (x * y).mean(1), {"stem": JOINED, "middle": JOINED}),
+        (lambda m, x, y: x.mean(1), {}),
+        (
+            lambda m, x, y: F.linear(x.mean((2, 3)), m.middle.weight.flatten(1)),
+            {"stem": READ, "middle": TORN.format("weight")},
+        ),
+    ],
+)
+def test_what_runs_for_nothing_and_cannot_be_cut_is_left_alone(call, reasons):
+    found = dict(wire(Unread(call), example()).reasons)
+    assert found.pop("head").startswith("they leave the network")
+    assert found == reasons
 
 
 class Slope(nn.Module):
