@@ -59,6 +59,7 @@ class TestQuickCommands:
     def test_an_interrupt_says_how_to_go_on(self) -> None:
         code = (
             "import signal, sys; from codesign import cli\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background ignores it
             "cli.app.command('wait')(lambda: signal.raise_signal(signal.SIGINT))\n"
             "sys.argv = ['codesign', 'wait']; cli.main()"
         )
