@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from workloads.errors import DataError
+from workloads.errors import DataError, first_line
 from workloads.store import whole
 
 FORMAT = "codesign.training/1"
@@ -33,7 +33,7 @@ def load(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise DataError(f"{path}: not a training checkpoint ({reason}); delete it to start again") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise DataError(f"{path}: not a training checkpoint of this toolkit; delete it to start again")

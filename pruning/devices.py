@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from workloads.errors import ConfigError, unknown_name
+from workloads.errors import ConfigError, first_line, unknown_name
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,7 +32,7 @@ def pick_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ConfigError(f"device {name!r} cannot be used ({reason}); try auto or cpu") from error
     return device
 

@@ -25,7 +25,7 @@ from pruning import masks
 from pruning.attributes import Attributes
 from pruning.evaluation import evaluating
 from pruning.wiring import Wiring, wire
-from workloads.errors import PlanError
+from workloads.errors import PlanError, first_line
 from workloads.graph import Layer, LayerGraph, Op
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ def check_equal(masked: nn.Module, pruned: nn.Module, example_inputs: tuple[Tens
             found = pruned(*inputs)
         except Exception as error:
             where = _innermost(pruned, error)
-            raise PlanError(_constant_channels(where, what, _reason(error))) from error
+            raise PlanError(_constant_channels(where, what, first_line(error))) from error
         if _are_close(wanted, found):
             return
         exact = tuple(x.double() if x.is_floating_point() else x for x in inputs)
@@ -289,13 +289,9 @@ def _check_training(masked: nn.Module, pruned: nn.Module, inputs: tuple[Tensor, 
         except Exception as error:
             where = _innermost(twins[1], error)
             raise PlanError(
-                f"without {what} the smaller model fails in training, first in {where}: {_reason(error)}; take out "
+                f"without {what} the smaller model fails in training, first in {where}: {first_line(error)}; take out "
                 "what runs in training only, or keep the group"
             ) from error
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _constant_channels(where: str, what: str, reason: str) -> str:

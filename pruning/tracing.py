@@ -19,7 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from pruning import masks
 from pruning.layers import WEIGHTED
-from workloads.errors import PlanError
+from workloads.errors import PlanError, first_line
 
 TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 LAYERS = (F.linear, F.conv1d, F.conv2d, F.conv3d, *TRANSPOSED)
@@ -46,7 +46,7 @@ def trace_folded(model: nn.Module, example: Tensor) -> fx.GraphModule:
     try:
         net = fx.GraphModule(twin, _Tracer().trace(twin), type(model).__name__)
     except Exception as error:  # whatever the model's code makes of symbolic values
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise PlanError(f"{type(model).__name__} cannot be traced by torch.fx: {reason}") from error
     for node in net.graph.nodes:
         node.type = None  # annotations that are texts could not be pickled

@@ -30,7 +30,7 @@ from pruning.evaluation import Pictures, Score, cross_entropy, evaluate
 from pruning.progress import shown
 from pruning.schedule import CosineSchedule
 from workloads.data import ImageData
-from workloads.errors import ConfigError, PlanError
+from workloads.errors import ConfigError, PlanError, first_line
 
 if TYPE_CHECKING:
     from pruning.methods.base import Pruner
@@ -420,7 +420,7 @@ class _Run:
         try:
             self.model.load_state_dict(state["model"])
         except RuntimeError as error:
-            raise ConfigError(f"{path}: holds another model ({str(error).splitlines()[0]})") from error
+            raise ConfigError(f"{path}: holds another model ({first_line(error)})") from error
         self.optimizer.load_state_dict(state["optimizer"])
         if self.pruner is not None:
             try:

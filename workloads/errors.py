@@ -51,6 +51,15 @@ def unknown_name(kind: str, given: str, known: Iterable[str]) -> ConfigError:
     return ConfigError(f"unknown {kind} {given!r};{hint} Known: {', '.join(names)}")
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line; its kind where it says nothing.
+
+    >>> first_line(KeyError()), first_line(RuntimeError("shapes differ\\nat ..."))
+    ('KeyError', 'shapes differ')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def not_a_module(given: str) -> ConfigError | None:
     """The error for `folder/file.py:name` where `module:name` is needed; None for what names no file.
 

@@ -31,7 +31,7 @@ from torch.export import ExportedProgram
 
 from workloads.constants import Reader, tensors_of
 from workloads.conversion import convert
-from workloads.errors import LoweringError, ShapeError
+from workloads.errors import LoweringError, ShapeError, first_line
 from workloads.fusion import fuse, unread
 from workloads.graph import LayerGraph, Op
 from workloads.lowering_cache import STRUCTURES, structure_key
@@ -266,4 +266,4 @@ def _cause(error: Exception) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return first_line(error).rstrip(".")

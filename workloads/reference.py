@@ -48,7 +48,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from workloads.activations import parse_activation
-from workloads.errors import LoweringError, ShapeError
+from workloads.errors import LoweringError, ShapeError, first_line
 from workloads.graph import Layer, LayerGraph, Op
 from workloads.verify import verify_weights
 
@@ -158,7 +158,7 @@ def apply(layer: Layer, sources: Sequence[Tensor], arrays: Arrays) -> Tensor:
         found = OPERATIONS[layer.op](layer, sources, arrays)
         found = activate(found, layer.activation) if layer.activation else found
     except RuntimeError as error:
-        raise ShapeError(f"layer {layer.name!r} ({layer.op}): {str(error).splitlines()[0]}") from error
+        raise ShapeError(f"layer {layer.name!r} ({layer.op}): {first_line(error)}") from error
     if tuple(found.shape) != layer.shape:
         raise ShapeError(f"layer {layer.name!r} ({layer.op}): gives {tuple(found.shape)}, the graph says {layer.shape}")
     return found

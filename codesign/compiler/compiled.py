@@ -20,7 +20,7 @@ from codesign.compiler.plan import Tuning
 from codesign.compiler.runtime import Executable
 from codesign.compiler.tune import Cache, default_cache
 from codesign.compiler.tune import tune as measured
-from workloads.errors import ConfigError, ShapeError
+from workloads.errors import ConfigError, ShapeError, first_line
 from workloads.graph import LayerGraph
 from workloads.lowering import TRACING, lower_with_weights
 
@@ -113,7 +113,7 @@ class Compiled:
                     with torch.no_grad():
                         self._network(*inputs)
                 except Exception as error:  # whatever the module's own code makes of such inputs
-                    reason = (str(error) or type(error).__name__).splitlines()[0]
+                    reason = first_line(error)
                     raise ShapeError(
                         f"inputs have shapes {_text(shapes)}, which the module does not take: {reason}"
                     ) from error

@@ -34,7 +34,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from pruning import masks
-from workloads.errors import ConfigError, PlanError, unknown_name
+from workloads.errors import ConfigError, PlanError, first_line, unknown_name
 
 P = TypeVar("P", bound="type[Pruner]")
 Inputs = tuple[Tensor, ...]
@@ -94,7 +94,7 @@ class Pruner(ABC):
         try:
             self.model = copy.deepcopy(model)
         except Exception as error:  # torch.nn.utils.weight_norm, for one
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise PlanError(
                 f"{type(model).__name__} cannot be copied, and a copy is what is pruned: {reason}"
             ) from error
