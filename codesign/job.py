@@ -22,12 +22,14 @@ from accel_models import SimulationResult, Target, target
 from codesign.budgets import parse_budgets, show
 from codesign.config import SearchConfig, check, study_config
 from codesign.costs import graph_costs
+from codesign.records import Measured, Pick, SearchResult
 from codesign.search import Front, search
 from codesign.show import console
 from codesign.solve import PriceTable, solve
 from codesign.space import Space, channel_variables, price_table, weight_variables
-from codesign.study import Study
+from codesign.study import Study, numbers
 from codesign.subject import classes_of, load_split, lowered, network
+from reports.codec import fields_from_plain, fields_to_plain
 from workloads.channels import analyze
 from workloads.errors import ConfigError, PlanError
 from workloads.graph import LayerGraph
@@ -200,14 +202,13 @@ class Job:
         sensitivity = self._sensitivity()
         front = self._search(sensitivity)
         say(f"search: {front}")
-        accuracies, plan = self._pick(front)
-        say(f"pick: {accuracies['pick_heldout']:.2%} on held-out images before fine-tuning "
-            f"(dense {accuracies['dense_heldout']:.2%})")  # fmt: skip
+        picked, plan = self._pick(front)
+        say(f"pick: {picked.pick_heldout:.2%} on held-out images before fine-tuning "
+            f"(dense {picked.dense_heldout:.2%})")  # fmt: skip
         say(str(plan))
         model, tuned = self._finetune(plan)
         tested = self._test(model)
-        pruned = self.machine.simulate(self.lowered(model))
-        outcome = self._outcome(plan, model, pruned, {**accuracies, **tuned, **tested})
+        outcome = self._outcome(plan, model, picked, {**tuned, **tested})
         self._tell(outcome)
         return outcome
 
@@ -254,57 +255,54 @@ class Job:
 
         return self.study.phase("front", explore, lambda found: found.to_dict(), Front.from_dict)
 
-    def _pick(self, front: Front) -> tuple[dict[str, float], PruningPlan]:
+    def _pick(self, front: Front) -> tuple[Pick, PruningPlan]:
         """Measure candidates of the front that keep the budget on the real pruned graph; take the most accurate."""
         from pruning.plan import PruningPlan
 
-        stored = self.study.phase("pick", lambda: self._measure(front))
-        plan = PruningPlan.from_dict(stored["plan"])
-        if not self.study.has("plan"):
-            plan.save(self.study.path("plan"))
-        return {name: stored[name] for name in ("dense_heldout", "pick_heldout")}, plan
+        pick, path = (
+            self.study.phase("pick", lambda: self._measure(front), fields_to_plain, _read_pick),
+            self.study.path("plan"),
+        )
+        if not path.exists():
+            self.plan(pick.choice).save(path)
+        return pick, PruningPlan.load(path)
+
+    @cached_property
+    def picked(self) -> Pick:
+        """The finished pick."""
+        return self.study.stored("pick", _read_pick)
+
+    @cached_property
+    def result(self) -> SearchResult:
+        """The finished search's numbers."""
+        return self.study.loaded("result", lambda stored: fields_from_plain(SearchResult, stored, "result"))
 
     def _accuracy(self, model: nn.Module, images: ImageData) -> float:
         from pruning.evaluation import accuracy
 
         return accuracy(model, images, device=self.device)
 
-    def _measure(self, front: Front) -> dict[str, Any]:
-        found: list[dict[str, Any]] = []
+    def _measure(self, front: Front) -> Pick:
+        found: list[Measured] = []
         with _Progress(self.screen, "measuring candidates") as tick:
             for choice in self._candidates(front):
-                plan = self.plan(choice)
-                model = self.smaller(plan)
+                model = self.smaller(self.plan(choice))
                 cost = graph_costs(self.machine, self.lowered(model))
                 keeps = all(cost[name] <= budget * (1 + 1e-9) for name, budget in self.budgets.items())
-                found.append(
-                    {
-                        "choice": [int(i) for i in choice],
-                        "costs": cost,
-                        "feasible": keeps,
-                        "heldout": self._accuracy(model, self.heldout),
-                        "plan": plan.to_dict(),
-                    }
-                )
+                found.append(Measured(tuple(int(i) for i in choice), cost, keeps, self._accuracy(model, self.heldout)))
                 tick(len(found), self.config.measured)
-                if sum(item["feasible"] for item in found) >= self.config.measured:
+                if sum(item.feasible for item in found) >= self.config.measured:
                     break
-        usable = [item for item in found if item["feasible"]]
+        usable = [item for item in found if item.feasible]
         if not usable:
-            least = min(found, key=lambda item: item["costs"][front.metric])
+            least = min(found, key=lambda item: item.costs[front.metric])
             raise PlanError(
                 f"no candidate keeps the budget once its real masks are priced: {front.metric} reaches "
-                f"{show(front.metric, least['costs'][front.metric])}; raise the budget slightly"
+                f"{show(front.metric, least.costs[front.metric])}; raise the budget slightly"
             )
-        best = max(usable, key=lambda item: item["heldout"])
-        return {
-            "dense_heldout": self._accuracy(self.dense_model, self.heldout),
-            "pick_heldout": best["heldout"],
-            "choice": best["choice"],
-            "table_cost": float(self._table_cost(front, best["choice"])),
-            "plan": best["plan"],
-            "measured": [{key: item[key] for key in ("choice", "costs", "feasible", "heldout")} for item in found],
-        }
+        best = max(usable, key=lambda item: item.heldout)
+        dense = self._accuracy(self.dense_model, self.heldout)
+        return Pick(dense, best.heldout, best.choice, self._table_cost(front, best.choice), tuple(found))
 
     def _table_cost(self, front: Front, choice: Sequence[int]) -> float:
         """What the search's price table said of a candidate, in the front's metric."""
@@ -359,7 +357,7 @@ class Job:
             save_weights(model, path)
             return {"tuned_heldout": self._accuracy(model, self.heldout)}
 
-        tuned = self.study.phase("finetune", tune)
+        tuned = self.study.phase("finetune", tune, load=numbers("tuned_heldout"))
         load_weights(model, path)
         return model, tuned
 
@@ -370,32 +368,38 @@ class Job:
             images = self.images("test")
             return {"dense_test": self._accuracy(self.dense_model, images), "test": self._accuracy(model, images)}
 
-        return self.study.phase("test", test)
+        return self.study.phase("test", test, load=numbers("dense_test", "test"))
 
-    def _outcome(
-        self, plan: PruningPlan, model: nn.Module, pruned: SimulationResult, accuracies: Mapping[str, float]
-    ) -> Outcome:
+    def _outcome(self, plan: PruningPlan, model: nn.Module, picked: Pick, measured: Mapping[str, float]) -> Outcome:
         graph = self.lowered(model)
         costs = graph_costs(self.machine, graph)
         met = all(costs[name] <= budget * (1 + 1e-9) for name, budget in self.budgets.items())
-        write_json(
-            self.study.path("result"),
-            {
-                "dense": self.dense.to_dict(),
-                "pruned": pruned.to_dict(),
-                "dense_costs": self.dense_costs,
-                "costs": costs,
-                "table_cost": self.study.read("pick")["result"]["table_cost"],
-                "budgets": self.budgets,
-                "met": met,
-                "accuracies": dict(accuracies),
-                "parameters": [self.graph.parameters, graph.parameters],
-                "heldout_images": len(self.heldout),
-                "test_images": len(self.images("test")),
-            },
+        result = SearchResult(
+            dense=self.dense,
+            pruned=self.machine.simulate(graph),
+            dense_costs=self.dense_costs,
+            costs=costs,
+            table_cost=picked.table_cost,
+            budgets=self.budgets,
+            met=met,
+            dense_heldout=picked.dense_heldout,
+            pick_heldout=picked.pick_heldout,
+            **measured,
+            parameters=(self.graph.parameters, graph.parameters),
+            heldout_images=len(self.heldout),
+            test_images=len(self.images("test")),
         )
-        report = self.report()
-        return Outcome(plan, model, self.dense, pruned, self.budgets, met, accuracies, self.study.folder, report)
+        write_json(self.study.path("result"), fields_to_plain(result))
+        self.report()
+        return self.outcome(plan, model)
+
+    def outcome(self, plan: PruningPlan, model: nn.Module) -> Outcome:
+        """The finished search with what it made."""
+        found, folder = self.result, self.study.folder
+        return Outcome(
+            plan, model, found.dense, found.pruned, found.budgets, found.met, found.accuracies, folder,
+            folder / "report.html",
+        )  # fmt: skip
 
     def report(self) -> Path:
         """Write the HTML report from the study's files."""
@@ -457,22 +461,14 @@ def load_outcome(folder: Path | str) -> Outcome:
     """
     from pruning.plan import PruningPlan
 
-    folder = Path(folder)
-    job = _finished(folder)
-    stored, study = job.study.read("result"), job.study
-    plan = PruningPlan.load(study.path("plan"))
+    job = _finished(Path(folder))
+    plan = PruningPlan.load(job.study.path("plan"))
     model, _ = job._finetune(plan)
-    return Outcome(
-        plan,
-        model,
-        SimulationResult.from_dict(stored["dense"]),
-        SimulationResult.from_dict(stored["pruned"]),
-        stored["budgets"],
-        stored["met"],
-        stored["accuracies"],
-        folder,
-        folder / "report.html",
-    )
+    return job.outcome(plan, model)
+
+
+def _read_pick(stored: Any) -> Pick:
+    return fields_from_plain(Pick, stored, "pick")
 
 
 def _cost_line(result: SimulationResult) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from reports.records import Accuracies, BudgetRecord, FrontPoint, FrontRecord, R
 
 if TYPE_CHECKING:
     from codesign.job import Job, SearchConfig
+    from codesign.records import Pick, SearchResult
     from codesign.search import Front
     from pruning.plan import PruningPlan
 
@@ -31,11 +31,9 @@ def study_record(job: Job) -> ReportRecord:
     """
     from pruning.plan import PruningPlan
 
-    study, config = job.study, job.config
-    stored, picked = study.read("result"), study.read("pick")["result"]
-    before, after = (SimulationResult.from_dict(stored[name]) for name in ("dense", "pruned"))
+    study, config, result = job.study, job.config, job.result
+    before, after = result.dense, result.pruned
     plan = PruningPlan.load(study.path("plan"))
-    costs = {"dense": stored["dense_costs"], "pruned": stored["costs"]}
     roof_before, roof_after = rooflines(before, after, job.machine.spec)
     return ReportRecord(
         title=f"{config.model} pruned for {before.title}",
@@ -45,37 +43,36 @@ def study_record(job: Job) -> ReportRecord:
         data=config.data,
         command=config.command(study.folder),
         channel_multiple=job.machine.channel_multiple,
-        parameters=(stored["parameters"][0], stored["parameters"][1]),
-        size_bytes=(costs["dense"]["size"], costs["pruned"]["size"]),
-        accuracies=_accuracies(stored),
-        budgets=_budgets(config, stored, job.front),
-        front=_front(job.space, job.front, picked),
+        parameters=result.parameters,
+        size_bytes=(result.dense_costs["size"], result.costs["size"]),
+        accuracies=_accuracies(result),
+        budgets=_budgets(config, result, job.front),
+        front=_front(job.space, job.front, job.picked),
         staircases=_staircases(job, plan),
         roofline_before=roof_before,
         roofline_after=roof_after,
         plan=plan_record(plan, job.space.analysis, config.granularity),
         seed=config.seed,
         phase_seconds=study.seconds(),
-        notes=_notes(config, stored, job.front),
+        notes=_notes(config, result, job.front),
         not_modelled=NOT_MODELLED,
     )
 
 
-def _accuracies(stored: Mapping[str, Any]) -> Accuracies:
-    found = stored["accuracies"]
+def _accuracies(result: SearchResult) -> Accuracies:
     return Accuracies(
-        dense_heldout=found["dense_heldout"],
-        pruned_heldout=found["pick_heldout"],
-        tuned_heldout=found["tuned_heldout"],
-        dense_test=found["dense_test"],
-        tuned_test=found["test"],
-        heldout_images=stored["heldout_images"],
-        test_images=stored["test_images"],
+        dense_heldout=result.dense_heldout,
+        pruned_heldout=result.pick_heldout,
+        tuned_heldout=result.tuned_heldout,
+        dense_test=result.dense_test,
+        tuned_test=result.test,
+        heldout_images=result.heldout_images,
+        test_images=result.test_images,
     )
 
 
-def _budgets(config: SearchConfig, stored: Mapping[str, Any], front: Front) -> tuple[BudgetRecord, ...]:
-    limits, reached = stored["budgets"], stored["costs"]
+def _budgets(config: SearchConfig, result: SearchResult, front: Front) -> tuple[BudgetRecord, ...]:
+    limits, reached = result.budgets, result.costs
     return tuple(
         BudgetRecord(text, metric, limits[metric], reached[metric], metric in front.exact.binding)
         for text in config.budgets
@@ -83,13 +80,13 @@ def _budgets(config: SearchConfig, stored: Mapping[str, Any], front: Front) -> t
     )
 
 
-def _front(space: Space, front: Front, picked: Mapping[str, Any]) -> FrontRecord:
+def _front(space: Space, front: Front, picked: Pick) -> FrontRecord:
     """All candidates, the measured ones with their accuracy and their price on the real pruned graph."""
-    measured = {tuple(item["choice"]): item for item in picked["measured"]}
+    measured = {item.choice: item for item in picked.measured}
     points = []
     for i, choice in enumerate(front.choices):
         item = measured.get(key := tuple(int(option) for option in choice))
-        costs = item["costs"] if item else {name: float(values[i]) for name, values in front.costs.items()}
+        costs = item.costs if item else {name: float(values[i]) for name, values in front.costs.items()}
         points.append(
             FrontPoint(
                 predicted_loss=float(front.loss[i]),
@@ -97,9 +94,9 @@ def _front(space: Space, front: Front, picked: Mapping[str, Any]) -> FrontRecord
                 energy_j=costs["energy"],
                 macs=costs["macs"],
                 size_bytes=costs["size"],
-                heldout_accuracy=item["heldout"] if item else None,
-                feasible=item["feasible"] if item else bool(front.feasible[i]),
-                chosen=list(key) == list(picked["choice"]),
+                heldout_accuracy=item.heldout if item else None,
+                feasible=item.feasible if item else bool(front.feasible[i]),
+                chosen=key == picked.choice,
                 is_dense=not np.any(choice),
                 choices=space.describe(choice) if item else {},
             )
@@ -121,13 +118,13 @@ def _staircases(job: Job, plan: PruningPlan) -> tuple[StaircaseRecord, ...]:
     )
 
 
-def _notes(config: SearchConfig, stored: Mapping[str, Any], front: Front) -> tuple[str, ...]:
+def _notes(config: SearchConfig, result: SearchResult, front: Front) -> tuple[str, ...]:
     """What a reader must know: table against final price, what binds, and what held-out means for known weights."""
-    metric, dense = front.metric, stored["dense_costs"][front.metric]
-    table, final = stored["table_cost"] / dense, stored["costs"][metric] / dense
+    metric, dense = front.metric, result.dense_costs[front.metric]
+    table, final = result.table_cost / dense, result.costs[metric] / dense
     notes = [
         f"The search's price table said {table:.3f}x for the pick's {metric}; the real pruned graph has {final:.3f}x.",
-        what_binds(SimulationResult.from_dict(stored["pruned"])),
+        what_binds(result.pruned),
     ]
     if config.weights is None:
         notes.append(

@@ -81,20 +81,25 @@ class Study:
     def path(self, name: str) -> Path:
         return self.folder / f"{name}.json"
 
-    def read(self, name: str) -> Any:
-        return read_json(self.path(name))
-
-    def stored(self, name: str, load: Callable[[Any], T]) -> T:
-        """The result of a finished phase.
+    def loaded(self, name: str, load: Callable[[Any], T]) -> T:
+        """What one of the study's files says.
 
         Raises:
-            ConfigError: the file is not what this version writes.
+            ConfigError: it is not what this version writes.
         """
+        path = self.path(name)
+        value = read_json(path)
         try:
-            return load(self.read(name)["result"])
+            return load(value)
+        except ConfigError as error:
+            reason = str(error)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
-            raise ConfigError(f"{self.path(name)}: not what this version writes ({reason}); --overwrite") from error
+        raise ConfigError(f"{path}: not what this version writes ({reason}); run it again with --overwrite")
+
+    def stored(self, name: str, load: Callable[[Any], T]) -> T:
+        """The result of a finished phase, or the same error."""
+        return self.loaded(name, lambda record: load(record["result"]))
 
     def phase(
         self,
@@ -119,6 +124,11 @@ class Study:
             if isinstance(record, dict) and "seconds" in record:
                 found[path.stem] = float(record["seconds"])
         return found
+
+
+def numbers(*names: str) -> Callable[[Any], dict[str, float]]:
+    """How a phase is read that found these numbers."""
+    return lambda stored: {name: float(stored[name]) for name in names}
 
 
 def content_hash(path: Path) -> str:

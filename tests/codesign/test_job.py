@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pkgutil
+import re
 import shutil
 import subprocess
 import sys
@@ -457,9 +458,9 @@ class TestTestSplit:
             measured[phases[-1]].add(data.split)
             return accuracy(model, data, **options)
 
-        def phase(study: Study, name: str, *rest: Any) -> Any:
+        def phase(study: Study, name: str, *rest: Any, **options: Any) -> Any:
             phases.append(name)
-            return whole(study, name, *rest)
+            return whole(study, name, *rest, **options)
 
         whole = Study.phase
         monkeypatch.setattr(workloads.data, "load", watched_load)
@@ -646,6 +647,48 @@ class TestRefused:
             with pytest.raises(ConfigError, match="of codesign prune, not of a search") as caught:
                 attempt(tmp_path)
             assert str(tmp_path / "config.json") in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("name", "keys", "said"),
+        [
+            ("result", ("budgets",), "result: field 'budgets' is missing"),
+            ("result", ("test",), "result: field 'test' is missing"),
+            ("result", ("costs", "energy"), "costs: energy is missing"),
+            ("result", ("dense", "layers"), "result.dense: .*layers"),
+            ("pick", ("result",), "KeyError: 'result'"),
+            ("pick", ("result", "choice"), "pick: field 'choice' is missing"),
+            ("pick", ("result", "measured", 0, "costs", "size"), "costs: size is missing"),
+            ("front", ("result", "exact"), "KeyError: 'exact'"),
+        ],
+    )
+    def test_a_file_of_another_version(
+        self, finished: Outcome, tmp_path: Path, name: str, keys: tuple[str | int, ...], said: str
+    ) -> None:
+        path = copy_of(finished.folder, tmp_path) / f"{name}.json"
+        part = whole = json.loads(path.read_text())
+        for key in keys[:-1]:
+            part = part[key]
+        del part[keys[-1]]
+        for text in (json.dumps(whole), "[1]"):
+            path.write_text(text)
+            with pytest.raises(
+                ConfigError, match=r"not what this version writes .*; run it again with --overwrite"
+            ) as e:
+                write_study_report(path.parent)
+            assert str(path) in str(e.value)
+            if text != "[1]":
+                assert re.search(said, str(e.value))
+
+    @pytest.mark.parametrize(("phase", "number"), [("finetune", "tuned_heldout"), ("test", "dense_test")])
+    def test_a_number_that_a_phase_lacks(
+        self, finished: Outcome, trained: Path, tmp_path: Path, phase: str, number: str
+    ) -> None:
+        path = copy_of(finished.folder, tmp_path) / f"{phase}.json"
+        whole = json.loads(path.read_text())
+        del whole["result"][number]
+        write_json(path, whole)
+        with pytest.raises(ConfigError, match=rf"{phase}\.json: not what this version writes \(KeyError: '{number}'\)"):
+            run(config_of(trained), path.parent, device="cpu")
 
     def test_a_model_file_of_another_study(self, finished: Outcome, trained: Path, tmp_path: Path) -> None:
         folder = copy_of(finished.folder, tmp_path)
