@@ -248,9 +248,9 @@ def fit(
     run = _Run(model, settings, where, goal, pruner, teacher, distillation)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []), kept_memory():
         torch.manual_seed(seed)
-        if checkpoint is not None and checkpoint.exists():
-            run.restore(checkpoints.load(checkpoint), checkpoint)
         try:
+            if checkpoint is not None and checkpoint.exists():
+                run.restore(checkpoints.load(checkpoint), checkpoint)
             while len(run.history) < epochs:
                 run.epoch(data, heldout, progress)
                 if checkpoint is not None:

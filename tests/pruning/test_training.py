@@ -346,11 +346,17 @@ def test_a_pruner_of_another_model_is_refused(train):
         quick(model, train, pruner=pruner)
 
 
-def test_a_training_that_fails_leaves_the_model_in_order(train):
-    model = build("digits_cnn")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"lr": 1e30}, "the training loss is nan in epoch 1; lower lr"), ({"seed": 1}, "was made with seed = 0, now 1")],
+)
+def test_a_training_that_fails_leaves_the_model_in_order(train, tmp_path, change, message):
+    model, file = build("digits_cnn"), tmp_path / "state.pt"
     strides = [tensor.stride() for tensor in model.parameters()]
-    with pytest.raises(ConfigError, match="the training loss is nan in epoch 1; lower lr"):
-        quick(model, train, lr=1e30)
+    if "seed" in change:
+        quick(build("digits_cnn"), train, epochs=1, checkpoint=file)
+    with pytest.raises(ConfigError, match=message):
+        quick(model.train(), train, epochs=1, checkpoint=file, **change)
     assert not any(module.training for module in model.modules())
     assert [tensor.stride() for tensor in model.parameters()] == strides
 
