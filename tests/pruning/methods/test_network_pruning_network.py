@@ -11,7 +11,7 @@ from torch import nn
 from pruning import masks
 from pruning.gates import Cost, spread
 from pruning.methods import method
-from pruning.methods.network_pruning_network import NetworkPruningNetwork, PrunerNetwork
+from pruning.methods.network_pruning_network import NetworkPruningNetwork
 from pruning.testing import Loop, batches, same, small_net
 from pruning.training import fit
 from pruning.wiring import wire
@@ -404,15 +404,6 @@ class TestPreparedModel:
         assert answer.dtype == torch.bfloat16
         assert pruner.gates.values.dtype == torch.float32
         assert pruner.learner.network.heads.bias.grad.abs().sum() > 0
-
-    def test_the_pruner_network_is_the_target_with_other_last_layers(self):
-        model = small_net()
-        found = PrunerNetwork(model, EXAMPLE, ["head"], 20, 2.0, 0)
-        names = {name.removeprefix("backbone.") for name, p in found.named_parameters() if p.requires_grad}
-        assert names == {name for name, _ in model.named_parameters() if "head" not in name} | {
-            "heads.weight", "heads.bias",
-        }  # fmt: skip
-        assert found.eval()(torch.zeros(3, 3, 8, 8)).shape == (3, 20)
 
 
 def pictures(count: int = 64) -> ImageData:
