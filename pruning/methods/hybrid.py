@@ -193,21 +193,25 @@ class HybridPruning(Pruner):
         self._dense_accuracy = self._accuracy(model) if check is not None else None
         self.densities: dict[str, float] | None = None
         self.names: tuple[str, ...] = ()
-        if weights and check is None:
-            self.notes = ("weights are pruned without a check of the thinner network's accuracy (check=)",)
         if weights:
-            weighted = [name for name, module in self.model.named_modules() if isinstance(module, WEIGHTED)]
-            dense_too = [name for name in keep if any(f"{layer}.".startswith(f"{name}.") for layer in weighted)]
-            layers = chosen_weights(
-                self.model, example_inputs, keep=dense_too, prune_first=prune_first, prune_last=prune_last
-            )
-            self.notes += left_dense(self.model, layers, example_inputs)
-            self.names = tuple(layers.values())
-            dense = {name: masks.dense_weight(self.model, name) for name in self.names}
-            masks.attach(self.model, {name: weight.new_ones(weight.shape).bool() for name, weight in dense.items()})
+            self._attach(keep, prune_first, prune_last)
             self.after_step()
 
     # ---- weights ----------------------------------------------------------------------------------------------------
+
+    def _attach(self, keep: Sequence[str], prune_first: bool, prune_last: bool) -> None:
+        """Masks on the weights that may go, which keep all for now."""
+        if self._check is None:
+            self.notes = ("weights are pruned without a check of the thinner network's accuracy (check=)",)
+        weighted = [name for name, module in self.model.named_modules() if isinstance(module, WEIGHTED)]
+        dense_too = [name for name in keep if any(f"{layer}.".startswith(f"{name}.") for layer in weighted)]
+        layers = chosen_weights(
+            self.model, self._inputs, keep=dense_too, prune_first=prune_first, prune_last=prune_last
+        )
+        self.notes += left_dense(self.model, layers, self._inputs)
+        self.names = tuple(layers.values())
+        dense = {name: masks.dense_weight(self.model, name) for name in self.names}
+        masks.attach(self.model, {name: weight.new_ones(weight.shape).bool() for name, weight in dense.items()})
 
     @property
     def is_settled(self) -> bool:
