@@ -220,7 +220,7 @@ def parse_spec(data: Mapping[str, Any], where: str) -> HardwareSpec:
     if spec is None or cls is None or parameters is None:
         raise ConfigError(f"{where}: " + "; ".join([*mistakes, *further]))
     spec = spec.model_copy(update={"parameters": parameters})
-    if mistakes := [*_dangling(spec), *_mixed_buses(spec), *_energy_mistakes(spec, cls.components)]:
+    if mistakes := [*_dangling(spec), *_unshared(spec), *_mixed_buses(spec), *_energy_mistakes(spec, cls.components)]:
         raise ConfigError(f"{where}: " + "; ".join(mistakes))
     return spec
 
@@ -263,6 +263,13 @@ def _dangling(spec: HardwareSpec) -> list[str]:
     named = [*(("feature_memories", name) for name in spec.feature_memories), ("weight_memory", spec.weight_memory)]
     allowed = ", ".join(spec.ports)
     return [f"{field}: {name!r}, must be one of {allowed}" for field, name in named if name not in spec.ports]
+
+
+def _unshared(spec: HardwareSpec) -> list[str]:
+    """Cores with caches of their own, and nothing that they all read from."""
+    if any(memory.shared for memory in spec.memories):
+        return []
+    return ["memories: none is shared; the outermost must be (shared: true, as by default)"]
 
 
 def _mixed_buses(spec: HardwareSpec) -> list[str]:

@@ -76,6 +76,13 @@ def test_memories_of_one_bus_must_overlap_alike(tmp_path: Path) -> None:
         load_spec(path)
 
 
+def test_some_memory_must_be_shared(tmp_path: Path) -> None:
+    memory = yaml.safe_load((SPECS / "ideal.yaml").read_text())["memories"][0]
+    path = machine_file(tmp_path, "child", yaml.safe_dump({"base": "ideal", "memories": [{**memory, "shared": False}]}))
+    with pytest.raises(ConfigError, match="memories: none is shared; the outermost must be"):
+        load_spec(path)
+
+
 def test_yaml_merge_keys_work(tmp_path: Path) -> None:
     text = "base: ideal\nx: &x {value: 5.0, source: 'assumed: a test'}\nclock_hz: {<<: *x, value: 6.0}\nx: null\n"
     path = machine_file(tmp_path, "child", text.replace("x: null\n", ""))
