@@ -190,13 +190,18 @@ class Prepared(nn.Module):
 
     def __init__(self, targets: torch.Tensor):
         super().__init__()
-        self.unused = nn.Parameter(torch.zeros(1))
+        self.unused, self.moved = nn.Parameter(torch.zeros(1)), []
         labels, boxes = match(targets, QUARTERS)
         self.offsets = encode(boxes, QUARTERS)
         self.logits = 20.0 * F.one_hot(labels * torch.tensor([[1], [0]]), 3)
 
+    def to(self, *args, **kwargs):
+        self.moved.append(torch.is_inference_mode_enabled())
+        return super().to(*args, **kwargs)
+
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         assert not self.training
+        assert torch.is_inference_mode_enabled()
         return self.offsets, self.logits
 
 
@@ -213,6 +218,7 @@ class TestObjective:
         assert score.loss == pytest.approx((0 + 20) / 2, abs=1e-4)  # over the batch's two matched anchors
         assert (score.images, score.split) == (2, "test")
         assert model.training
+        assert model.moved == [False, False], "parameters that move in inference mode can be trained no more"
 
     def test_fit_trains_it_and_keeps_the_epoch_of_best_precision(self):
         data, goal = compose(digits(), 96, 0), Detection(anchors(GRIDS))

@@ -399,6 +399,10 @@ class Unread(nn.Module):
     [
         (lambda m, x, y: m.depthwise(y), {"middle": "'depthwise' runs but its answer is not used"}),
         (lambda m, x, y: m.middle(y), {"stem": TORN.format("weight"), "middle": TORN.format("bias")}),
+        (
+            lambda m, x, y: m.head(x),
+            {"stem": JOINED.replace("mul", "head#2"), "middle": JOINED.replace("mul", "head#2")},
+        ),
         (lambda m, x, y: (x * y).mean(1), {"stem": JOINED, "middle": JOINED}),
         (lambda m, x, y: x.mean(1), {}),
         (

@@ -33,6 +33,10 @@ def test_layers_with_nothing_to_remove_are_named():
     for method in (NOfM, GradualMagnitude, OneShotMagnitude):
         pruner = method(net, (torch.zeros(1, 2),), 4, density=0.5, granularity="2:4", **options)
         assert pruner.notes == ("left dense at granularity 2:4: 0",)
+    pruner = OneShotMagnitude(net, (torch.zeros(1, 2),), 1, density={"1": 0.5, "2": 1.0}, granularity="2:4")
+    assert pruner.notes == ("left dense, as first layer, classifier or asked for: 0",), (
+        "2 is whole as it was asked to be"
+    )
     with pytest.raises(PlanError, match=r"density .* removes none of the weights of 1 layers; choose a smaller one"):
         NOfM(net, (torch.zeros(1, 2),), 4, density={"0": 0.5})
 
