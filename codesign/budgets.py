@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from workloads.errors import ConfigError
 
@@ -17,6 +20,7 @@ UNITS: Mapping[str, Mapping[str, float]] = {
     "macs": {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9},
     "size": {"B": 1.0, "KB": 1e3, "MB": 1e6, "KiB": 1024.0, "MiB": 1024.0**2},
 }
+ROUNDING = 1e-9  # of a budget, by which sums in another order may miss it
 
 
 def parse_budgets(texts: Sequence[str], dense: Mapping[str, float]) -> dict[str, float]:
@@ -38,6 +42,11 @@ def parse_budgets(texts: Sequence[str], dense: Mapping[str, float]) -> dict[str,
             raise ConfigError(f"budgets {', '.join(texts)}: {metric} has two, give the lower one")
         found[metric] = value
     return found
+
+
+def are_kept(budgets: Mapping[str, float], costs: Mapping[str, Any]) -> Any:
+    """Whether costs keep every budget, up to rounding; of arrays of costs (candidates,) bool (candidates,)."""
+    return np.all([costs[name] <= budget * (1 + ROUNDING) for name, budget in budgets.items()], axis=0)
 
 
 def _parse(text: str, dense: Mapping[str, float]) -> tuple[str, float]:

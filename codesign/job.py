@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from accel_models import SimulationResult, Target, target
-from codesign.budgets import parse_budgets, show
+from codesign.budgets import are_kept, parse_budgets, show
 from codesign.config import SearchConfig, check, study_config
 from codesign.costs import graph_costs
 from codesign.records import Measured, Pick, SearchResult
@@ -288,7 +288,7 @@ class Job:
             for choice in self._candidates(front):
                 model = self.smaller(self.plan(choice))
                 cost = graph_costs(self.machine, self.lowered(model))
-                keeps = all(cost[name] <= budget * (1 + 1e-9) for name, budget in self.budgets.items())
+                keeps = bool(are_kept(self.budgets, cost))
                 found.append(Measured(tuple(int(i) for i in choice), cost, keeps, self._accuracy(model, self.heldout)))
                 tick(len(found), self.config.measured)
                 if sum(item.feasible for item in found) >= self.config.measured:
@@ -373,7 +373,7 @@ class Job:
     def _outcome(self, plan: PruningPlan, model: nn.Module, picked: Pick, measured: Mapping[str, float]) -> Outcome:
         graph = self.lowered(model)
         costs = graph_costs(self.machine, graph)
-        met = all(costs[name] <= budget * (1 + 1e-9) for name, budget in self.budgets.items())
+        met = bool(are_kept(self.budgets, costs))
         result = SearchResult(
             dense=self.dense,
             pruned=self.machine.simulate(graph),

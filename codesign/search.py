@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from codesign.budgets import are_kept
 from codesign.solve import PriceTable, Solution, solve
 from workloads.errors import PlanError
 
@@ -104,7 +105,7 @@ def search(
     _evolve(table, budgets, metric, seeds, archive, population, generations, seed, progress)
     choices = archive.candidates()
     costs, loss = table.cost(choices), table.expected_loss(choices)
-    feasible = np.all([costs[name] <= budget * (1 + 1e-9) for name, budget in budgets.items()], axis=0)
+    feasible = are_kept(budgets, costs)
     return Front(metric, dict(budgets), choices, loss, costs, feasible, pareto(loss, costs[metric]), best)
 
 
@@ -115,12 +116,9 @@ def pareto(loss: np.ndarray, cost: np.ndarray) -> np.ndarray:
     [True, True, False, False]
     """
     order = np.lexsort((np.arange(len(loss)), loss, cost))
+    least = np.minimum.accumulate(loss[order])
     optimal = np.zeros(len(loss), bool)
-    least = np.inf
-    for i in order:
-        if loss[i] < least:
-            optimal[i] = True
-            least = loss[i]
+    optimal[order] = loss[order] < np.concatenate(([np.inf], least[:-1]))
     return optimal
 
 

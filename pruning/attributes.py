@@ -106,7 +106,7 @@ class Attributes:
         except LoweringError as error:
             return Wrong((), str(error))
         except Exception as error:
-            running = tuple(_running(error))
+            running = tuple(failing(error))
             return Wrong(running, f"{[id(module) for module in running]} {error}")
         for found, wanted in itertools.zip_longest(layers, self.after):
             if found is None or wanted is None or _numbers_of(found) != _numbers_of(wanted):
@@ -115,7 +115,7 @@ class Attributes:
         return None
 
 
-def _running(error: BaseException) -> Iterator[nn.Module]:
+def failing(error: BaseException) -> Iterator[nn.Module]:
     """The modules that were running when it failed, the innermost first."""
     frames, trace = [], error.__traceback__
     while trace is not None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from pruning import masks
-from pruning.attributes import Attributes
+from pruning.attributes import Attributes, failing
 from pruning.evaluation import evaluating
 from pruning.wiring import Wiring, wire
 from workloads.errors import PlanError, first_line
@@ -345,14 +345,9 @@ def _is_close(a: Tensor, b: Tensor) -> bool:
 
 def _innermost(model: nn.Module, error: BaseException) -> str:
     """The innermost module that was running when it failed, as "'fc' (Linear)"."""
-    paths = {id(module): path for path, module in model.named_modules()}
-    found, trace = f"the model ({type(model).__name__})", error.__traceback__
-    while trace is not None:
-        module = trace.tb_frame.f_locals.get("self")
-        if path := paths.get(id(module), ""):
-            found = f"{path!r} ({type(module).__name__})"
-        trace = trace.tb_next
-    return found
+    paths = {module: path for path, module in model.named_modules() if path}
+    inside = (f"{paths[module]!r} ({type(module).__name__})" for module in failing(error) if module in paths)
+    return next(inside, f"the model ({type(model).__name__})")
 
 
 def _first_difference(masked: nn.Module, pruned: nn.Module, inputs: tuple[Tensor, ...]) -> str:

@@ -353,6 +353,12 @@ class TestExtremes:
         graph = check(Call(lambda m, x: torch.minimum(torch.maximum(x, torch.tensor(-0.5)), torch.tensor(2.0))), X)
         assert [x.attributes["kind"] for x in graph.layers[1:]] == ["hardtanh(-0.5,inf)", "hardtanh(-inf,2)"]
 
+    def test_of_a_number_of_more_axes_they_join(self):
+        graph = check(
+            Call(lambda m, x: torch.maximum(m.fc(x), torch.full((1, 1, 1), 0.1)), fc=nn.Linear(6, 4)), torch.randn(2, 6)
+        )
+        assert (ops(graph), graph.layers[-1].shape) == (["linear", "constant", "add"], (1, 2, 4))
+
 
 class TestLargest:
     @pytest.mark.parametrize(
@@ -377,6 +383,10 @@ class TestLargest:
         assert ops(graph)[:3] == ["linear", "transpose", "max_pool"]
         assert graph.layers[-1].channel_axis == len(graph.layers[-1].shape) - 1
         graph.with_batch(3).verify()
+
+    def test_over_one_axis_of_an_image_whose_channels_come_last(self):
+        graph = check(Call(lambda m, x: m.fc(x).amax(1), fc=nn.Linear(6, 4)), torch.randn(2, 5, 7, 6))
+        assert (graph.layers[-1].shape, graph.layers[-1].channel_axis) == ((2, 7, 4), 2)
 
     @pytest.mark.parametrize("function", [lambda m, x: x.amax(1), lambda m, x: x.amax(), lambda m, x: x.max(2)[1]])
     def test_over_channels_and_samples_it_has_no_rule(self, function):
