@@ -116,6 +116,7 @@ def test_two_processes_keep_what_each_other_measured(tmp_path: Path) -> None:
     mine, other = Cache.load(path), Cache.load(path)
     mine.keep("a", Tuning((2, 3)))
     other.keep("b", Tuning((1, 1)))
+    assert Cache.load(path).found == {"a": Tuning((2, 3)), "b": Tuning((1, 1))}
     mine.keep("b", Tuning((4, 4)))  # measured here too: the last to write is right
     assert Cache.load(path).found == {"a": Tuning((2, 3)), "b": Tuning((4, 4))}
 
