@@ -14,6 +14,7 @@ from codesign.budgets import parse_budgets
 from codesign.costs import METRICS
 from codesign.study import content_hash
 from codesign.subject import checked_unknown, own_sources
+from reports.codec import fields_from_plain
 from workloads.errors import ConfigError
 
 FLAGS = {"budgets": "--budget", "rate": "--lr", "densities": "--density"}
@@ -70,17 +71,13 @@ class SearchConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SearchConfig:
-        """The inverse of `to_dict`, lists as tuples.
+        """The inverse of `to_dict`, also beside hashes of what it names.
 
         Raises:
             ConfigError: the configuration of another command, or of another version.
         """
-        known = {key: value for key, value in data.items() if not key.endswith("_sha256")}
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise ConfigError(f"not the configuration of a search of this version: {error}") from error
+        own = {key: value for key, value in data.items() if not key.endswith("_sha256")}
+        return fields_from_plain(cls, own, "a search")
 
 
 def study_config(config: SearchConfig) -> dict[str, Any]:

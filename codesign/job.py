@@ -444,11 +444,7 @@ def _finished(folder: Path) -> Job:
         raise ConfigError(f"{folder / 'config.json'}: of codesign {command}, not of a search")
     if not study.has("result"):
         raise ConfigError(f"{folder}: the study is not finished; run the same search again to resume it")
-    try:
-        config = SearchConfig.from_dict(study.config)
-    except ConfigError as error:
-        raise ConfigError(f"{study.folder / 'config.json'}: {error}") from error
-    return Job(config, study, "cpu", console())
+    return Job(study.loaded("config", SearchConfig.from_dict), study, "cpu", console())
 
 
 def load_outcome(folder: Path | str) -> Outcome:

@@ -9,7 +9,7 @@ import math
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from codesign.costs import nonzero_macs
 from codesign.show import console
 from codesign.study import Study, content_hash
 from codesign.subject import classes_of, load_images, lowered, network, objective_of, own_sources
+from reports.codec import fields_from_plain
 from workloads.errors import CodesignError, ConfigError, PlanError
 from workloads.store import write_json
 
@@ -66,6 +67,16 @@ class PruneConfig:
     seed: int = 0
     attacked: int = 0
     unknown: str = "error"
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> PruneConfig:
+        """What a run's config.json says of it, among other things.
+
+        Raises:
+            ConfigError: it is of another version.
+        """
+        known = {each.name for each in fields(cls)}
+        return fields_from_plain(cls, {key: value for key, value in data.items() if key in known}, "a run")
 
     @property
     def is_trained(self) -> bool:
@@ -465,11 +476,11 @@ def load_pruned(folder: Path | str) -> nn.Module:
     study = Study.open(Path(folder))
     if study.config.get("command") not in ("prune", "trail") or not study.has("result"):
         raise ConfigError(f"{folder}: holds no finished run of codesign prune or codesign trail")
-    name = study.config["model"]
+    config = study.loaded("config", PruneConfig.from_dict)
     file = Path(folder) / "model.safetensors"
-    net: nn.Module = build(name, classes_of(study.config.get("data", "")))
+    net: nn.Module = build(config.model, classes_of(config.data))
     if study.has("plan") and not (plan := PruningPlan.load(study.path("plan"))).is_empty:
-        net = plan.apply(net, (example_input(name),))
+        net = plan.apply(net, (example_input(config.model),))
     for key, tensor in read_weights(file).items():  # of constants that were folded where there was no bias
         module, _, leaf = key.rpartition(".")
         if leaf == "bias" and getattr(net.get_submodule(module), "bias", 0) is None:

@@ -146,7 +146,7 @@ def content_hash(path: Path) -> str:
 def _stored(path: Path) -> dict[str, Any]:
     """A study's configuration; other programs write files called config.json too, and theirs are refused."""
     stored = read_json(path)
-    if not isinstance(stored, dict) or not {"model", "seed"} <= set(stored):
+    if not isinstance(stored, dict) or "seed" not in stored or not isinstance(stored.get("model"), str):
         raise ConfigError(f"{path}: not the configuration of a study; choose another folder")
     return stored
 

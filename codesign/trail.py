@@ -12,7 +12,6 @@ import copy
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,9 +113,7 @@ class TrailRun:
         self.folder, self.device, self.study = folder, device, Study.open(folder)
         if self.study.config.get("command") != "prune":
             raise ConfigError(f"{folder}: holds no run of codesign prune")
-        known = {each.name for each in dataclass_fields(PruneConfig)}
-        fields = {name: value for name, value in self.study.config.items() if name in known}
-        self.config = PruneConfig(**{**fields, "targets": tuple(fields["targets"])})
+        self.config = self.study.loaded("config", PruneConfig.from_dict)
         self.trail: Trail = Trail(Path(self.config.options.get("trail") or folder / prune.TRAIL))
         if not self.trail.points:
             raise ConfigError(f"{self.trail.folder}: no networks here; runs of learned_threshold leave a trail")

@@ -1,6 +1,7 @@
 """Frozen dataclasses to JSON values and back, checked field by field against their annotations.
 
-Allowed in a record: other records, `SimulationResult`, str, int, float, bool, None, tuples and mappings of these.
+Allowed in a record: other records, `SimulationResult`, str, int, float, bool, None, tuples and mappings of these; under
+`Any` whatever JSON has.
 """
 
 from __future__ import annotations
@@ -84,6 +85,8 @@ def fields_from_plain(cls: type[T], data: Any, where: str) -> T:
 def from_plain(hint: Any, value: Any, where: str) -> Any:
     """A value of the annotated type from JSON."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
     if origin in (types.UnionType, typing.Union):
         return None if value is None else from_plain(next(a for a in arguments if a is not type(None)), value, where)
     if origin is tuple:

@@ -654,6 +654,7 @@ class TestRefused:
             ("result", ("budgets",), "result: field 'budgets' is missing"),
             ("result", ("test",), "result: field 'test' is missing"),
             ("result", ("costs", "energy"), "costs: energy is missing"),
+            ("result", ("dense_costs", "size"), "dense_costs: size is missing"),
             ("result", ("dense", "layers"), "result.dense: .*layers"),
             ("pick", ("result",), "KeyError: 'result'"),
             ("pick", ("result", "choice"), "pick: field 'choice' is missing"),
@@ -678,6 +679,17 @@ class TestRefused:
             assert str(path) in str(e.value)
             if text != "[1]":
                 assert re.search(said, str(e.value))
+
+    def test_a_configuration_of_another_version(self, finished: Outcome, tmp_path: Path) -> None:
+        path = copy_of(finished.folder, tmp_path) / "config.json"
+        config = json.loads(path.read_text())
+        for changed, said in (
+            ({"images": "many"}, "images: 'many', must be an integer"),
+            ({"pace": 1}, "field 'pace'"),
+        ):
+            write_json(path, config | changed)
+            with pytest.raises(ConfigError, match=rf"config\.json: not what this version writes \(.*{said}"):
+                load_outcome(path.parent)
 
     @pytest.mark.parametrize(("phase", "number"), [("finetune", "tuned_heldout"), ("test", "dense_test")])
     def test_a_number_that_a_phase_lacks(

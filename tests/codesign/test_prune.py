@@ -24,6 +24,7 @@ from codesign.cli import app
 from codesign.prune import PruneConfig, PruneOutcome, load_pruned, parse_options
 from codesign.prune_report import report
 from codesign.subject import Subject, load_split, objective_of
+from codesign.trail import TrailRun
 from pruning import masks, shrink, training
 from pruning.evaluation import Score, accuracy
 from pruning.layers import WEIGHTED
@@ -103,6 +104,8 @@ def test_an_unknown_device_is_refused_before_anything_is_written(tmp_path: Path)
     with pytest.raises(ConfigError, match="device 'abacus' cannot be used"):
         prune.run(CONFIG, tmp_path / "run", device="abacus")
     assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match="device 'abacus' cannot be used"):
+        TrailRun(tmp_path / "run", device="abacus")
 
 
 def test_channels_without_effect_are_removed_from_what_is_stored_tested_and_priced(
@@ -347,13 +350,18 @@ def test_folders_that_hold_no_run(tmp_path: Path) -> None:
     prune.Study.create(tmp_path / "started", {"command": "prune", "model": "digits_cnn", "seed": 0})
     with pytest.raises(ConfigError, match="holds no finished run of codesign prune"):
         load_pruned(str(tmp_path / "started"))
+    (tmp_path / "started" / "result.json").write_text("{}")
+    wanted = r"started/config\.json: not what this version writes \(a run: field 'data' is missing\); run it again with"
+    for read in (load_pruned, TrailRun):
+        with pytest.raises(ConfigError, match=wanted):
+            read(tmp_path / "started")
 
 
 def test_a_bias_that_folding_made_is_loaded(tmp_path: Path) -> None:
     net, folder = build("digits_cnn"), tmp_path / "run"
     assert net.conv.bias is None
     net.conv.bias = nn.Parameter(torch.arange(32.0))
-    study = prune.Study.create(folder, {"command": "prune", "model": "digits_cnn", "seed": 0})
+    study = prune.Study.create(folder, {"command": "prune", **dataclasses.asdict(CONFIG)})
     save_weights(net, folder / "model.safetensors")
     study.path("result").write_text("{}")
     assert torch.equal(load_pruned(folder).conv.bias, torch.arange(32.0))  # type: ignore[arg-type]
