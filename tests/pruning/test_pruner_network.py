@@ -84,6 +84,7 @@ class TestLearner:
             learner.seen.append(logits.detach())
         assert learner.step(0.5).shape == (5, 4)
         assert learner.step(0.5) is None
+        assert all(p.grad is None for p in learner.network.parameters()), "the next step starts from nothing"
 
     def test_rates(self, learner):
         logits = learner(torch.randn(2, 3, 8, 8))

@@ -230,6 +230,9 @@ class TestWeights:
             model.conv2.weight[:, 8:] = 0  # channels that nothing reads: the thinner network answers the same
         own = [(x, model(x).argmax(1)) for x, _ in DATA]
         pruner = hybrid(model, plan=PLAN, data=own, check=0.0, density=0.5, begin=0.25, end=0.25)
+        unchecked = "weights are pruned without a check of the thinner network's accuracy (check=)"
+        assert unchecked not in pruner.notes
+        assert unchecked in hybrid(model, plan=PLAN).notes
         if is_broken:
             with torch.no_grad():
                 pruner.model.head.weight.neg_()
