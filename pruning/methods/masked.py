@@ -131,12 +131,12 @@ class OneShot(MaskPruner):
 
     def __init__(self, model: nn.Module, example_inputs: Inputs, total_steps: int = 1, **options: Any) -> None:
         super().__init__(model, example_inputs, total_steps, **options)
-        self.prepare(example_inputs)
+        self.prepare()
         found = self.masks_at(self.density)
         self.note_extremes(found)
         masks.attach(self.model, found)
 
-    def prepare(self, example_inputs: Inputs) -> None:
+    def prepare(self) -> None:
         """What a method measures on the dense copy before its weights are scored; nothing by default."""
 
     @property

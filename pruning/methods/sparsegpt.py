@@ -138,7 +138,7 @@ class SparseGPT(OneShot):
         self.is_sequential = is_sequential
         super().__init__(model, example_inputs, total_steps, granularity=granularity, **options)
 
-    def prepare(self, example_inputs: Inputs) -> None:
+    def prepare(self) -> None:
         """Reconstruct layer by layer, in the order in which they run."""
         self.found = super().masks_at(self.density)
         layers = {name.rpartition(".")[0]: name for name in self.names if not self.found[name].all()}

@@ -54,7 +54,7 @@ class Wanda(OneShot):
         self.data, self.images = data, images
         super().__init__(model, example_inputs, total_steps, granularity=granularity, **options)
 
-    def prepare(self, example_inputs: Inputs) -> None:
+    def prepare(self) -> None:
         layers = {name.rpartition(".")[0]: name for name in self.names}
         batches = labelled_batches(self.data, 32, self.images)
         energies = input_sums(self.model, tuple(layers), batches, _energies)
