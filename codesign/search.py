@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from codesign.budgets import are_kept
+from codesign.costs import METRICS
 from codesign.solve import PriceTable, Solution, solve
-from workloads.errors import PlanError
+from workloads.errors import ConfigError, PlanError
 
 
 @dataclass(frozen=True)
@@ -63,16 +64,24 @@ class Front:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Front:
-        """The inverse of `to_dict`."""
-        exact = data["exact"]
+        """The inverse of `to_dict`.
+
+        Raises:
+            ConfigError: its lists are of different lengths.
+        """
+        exact, costs = data["exact"], {name: np.array(data["costs"][name], float) for name in METRICS}
+        choices, loss = np.array(data["choices"], int), np.array(data["loss"], float)
+        feasible, optimal = np.array(data["feasible"], bool), np.array(data["optimal"], bool)
+        if len({len(each) for each in (choices, loss, feasible, optimal, *costs.values())}) > 1:
+            raise ConfigError("choices, loss, feasible, optimal and costs are not of one length")
         return cls(
             data["metric"],
             data["budgets"],
-            np.array(data["choices"], int),
-            np.array(data["loss"]),
-            {name: np.array(values) for name, values in data["costs"].items()},
-            np.array(data["feasible"], bool),
-            np.array(data["optimal"], bool),
+            choices,
+            loss,
+            costs,
+            feasible,
+            optimal,
             Solution(**exact | {name: tuple(exact[name]) for name in ("choices", "binding")}),
         )
 

@@ -121,8 +121,8 @@ class Study:
         found = {}
         for path in sorted(self.folder.glob("*.json"), key=lambda p: p.stat().st_mtime):
             record = read_json(path)
-            if isinstance(record, dict) and "seconds" in record:
-                found[path.stem] = float(record["seconds"])
+            if isinstance(record, dict) and isinstance(seconds := record.get("seconds"), int | float):
+                found[path.stem] = float(seconds)
         return found
 
 

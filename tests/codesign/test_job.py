@@ -660,6 +660,8 @@ class TestRefused:
             ("pick", ("result", "choice"), "pick: field 'choice' is missing"),
             ("pick", ("result", "measured", 0, "costs", "size"), "costs: size is missing"),
             ("front", ("result", "exact"), "KeyError: 'exact'"),
+            ("front", ("result", "costs", "size"), "KeyError: 'size'"),
+            ("front", ("result", "loss", 0), "not of one length"),
         ],
     )
     def test_a_file_of_another_version(
