@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from accel_models import Target
+from accel_models import SimulationResult
 from workloads.columns import Columns
 from workloads.graph import LayerGraph
 
 METRICS = ("latency", "energy", "macs", "size")
 
 
-def graph_costs(machine: Target, graph: LayerGraph) -> dict[str, float]:
-    """Latency (s), energy (J), multiplications with kept weights, and bytes of stored weights of a graph as it is."""
-    result = machine.simulate(graph)
+def graph_costs(result: SimulationResult, graph: LayerGraph) -> dict[str, float]:
+    """Latency (s), energy (J), multiplications with kept weights, and bytes of stored weights of a simulated graph."""
     static = {name: float(rows.sum()) for name, rows in static_costs(graph.columns).items()}
     return {"latency": result.latency_s, "energy": result.energy_j, **static}
 

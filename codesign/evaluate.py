@@ -82,9 +82,10 @@ def evaluate(
 
     ready = plan.apply(model, example_inputs) if plan else model
     graph = target.native(lower(ready, example_inputs, calibration=calibration, name=name))
+    result = target.simulate(graph)
     return Evaluation(
-        result=target.simulate(graph),
-        costs=graph_costs(target, graph),
+        result=result,
+        costs=graph_costs(result, graph),
         accuracy=accuracy(ready, data) if data is not None else None,
         split=data.split if data is not None else "",
     )

@@ -143,7 +143,7 @@ class Job:
     @cached_property
     def dense_costs(self) -> dict[str, float]:
         """By metric, of the dense network."""
-        return graph_costs(self.machine, self.graph)
+        return graph_costs(self.dense, self.graph)
 
     @cached_property
     def budgets(self) -> dict[str, float]:
@@ -287,7 +287,8 @@ class Job:
         with _Progress(self.screen, "measuring candidates") as tick:
             for choice in self._candidates(front):
                 model = self.smaller(self.plan(choice))
-                cost = graph_costs(self.machine, self.lowered(model))
+                graph = self.lowered(model)
+                cost = graph_costs(self.machine.simulate(graph), graph)
                 keeps = bool(are_kept(self.budgets, cost))
                 found.append(Measured(tuple(int(i) for i in choice), cost, keeps, self._accuracy(model, self.heldout)))
                 tick(len(found), self.config.measured)
@@ -372,11 +373,12 @@ class Job:
 
     def _outcome(self, plan: PruningPlan, model: nn.Module, picked: Pick, measured: Mapping[str, float]) -> Outcome:
         graph = self.lowered(model)
-        costs = graph_costs(self.machine, graph)
+        pruned = self.machine.simulate(graph)
+        costs = graph_costs(pruned, graph)
         met = bool(are_kept(self.budgets, costs))
         result = SearchResult(
             dense=self.dense,
-            pruned=self.machine.simulate(graph),
+            pruned=pruned,
             dense_costs=self.dense_costs,
             costs=costs,
             table_cost=picked.table_cost,

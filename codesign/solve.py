@@ -20,7 +20,7 @@ expected) is not in the solution's cost: `search` prices the pick again and repo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -232,12 +232,3 @@ class _Program:
         y = answer.x[: self.binaries]
         choices = np.array([int(np.argmax(y[a:b])) for a, b in zip(self.first[:-1], self.first[1:], strict=True)])
         return choices, float(answer.mip_gap or 0.0)
-
-
-def brute_force(table: PriceTable, budgets: Mapping[str, float]) -> Sequence[int] | None:
-    """The same by trying everything; for tests and for tables of a few thousand combinations."""
-    grid = np.indices(table.options).reshape(len(table.options), -1).T
-    cost = table.cost(grid)
-    keeps = np.all([cost[metric] <= budget for metric, budget in budgets.items()], axis=0)
-    loss = np.where(keeps, table.expected_loss(grid), np.inf)
-    return None if not np.any(keeps) else [int(i) for i in grid[int(np.argmin(loss))]]

@@ -54,7 +54,7 @@ def test_dense(model: torch.nn.Module, name: str) -> None:
     found = evaluate(model, machine, EXAMPLE, name="mine")
     graph = machine.native(lower(model, EXAMPLE, name="mine"))
     assert found.result == machine.simulate(graph)
-    assert found.costs == graph_costs(machine, graph)
+    assert found.costs == graph_costs(found.result, graph)
     assert found.result.graph == "mine"
     assert tuple(found.costs) == METRICS
     assert min(found.costs.values()) > 0

@@ -86,7 +86,8 @@ def priced(outcome: Outcome, name: str) -> dict[str, float]:
     """Costs of the outcome's network, lowered and simulated anew."""
     batch = (load("digits", "heldout").tensor(slice(0, 32)),)
     machine = target(name)
-    return graph_costs(machine, machine.native(lower(outcome.model, EXAMPLE, calibration=batch)))
+    graph = machine.native(lower(outcome.model, EXAMPLE, calibration=batch))
+    return graph_costs(machine.simulate(graph), graph)
 
 
 def result_of(folder: Path, phase: str) -> Any:

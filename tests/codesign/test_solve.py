@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 
 from codesign.budgets import parse_budgets
 from codesign.search import pareto, search
-from codesign.solve import Factor, PriceTable, brute_force, solve
+from codesign.solve import Factor, PriceTable, solve
 from workloads.errors import ConfigError, PlanError
 
 
@@ -30,6 +32,15 @@ def chain(variables: int, seed: int) -> PriceTable:
 
 def dense_cost(table: PriceTable, metric: str) -> float:
     return float(table.cost(np.zeros((1, len(table.names)), int))[metric][0])
+
+
+def brute_force(table: PriceTable, budgets: Mapping[str, float]) -> list[int] | None:
+    """The best choice by trying everything; None where nothing keeps the budgets."""
+    grid = np.indices(table.options).reshape(len(table.options), -1).T
+    cost = table.cost(grid)
+    keeps = np.all([cost[metric] <= budget for metric, budget in budgets.items()], axis=0)
+    loss = np.where(keeps, table.expected_loss(grid), np.inf)
+    return None if not np.any(keeps) else [int(i) for i in grid[int(np.argmin(loss))]]
 
 
 def test_worked_by_hand() -> None:

@@ -56,6 +56,11 @@ def calibrated() -> LayerGraph:
     return lower(build("digits_cnn"), example, calibration=(pictures,), name="digits_cnn")
 
 
+def priced(machine: Target, graph: LayerGraph) -> dict[str, float]:
+    """What a whole simulation says."""
+    return graph_costs(machine.simulate(graph), graph)
+
+
 def space_of(graph: LayerGraph, machine: Target) -> Space:
     """All channel groups of a graph, at the machine's own multiple."""
     ready = machine.native(graph)
@@ -127,7 +132,7 @@ class TestTableEqualsPricingTheWhole:
         choices = candidates(space, 6)
         table = table_of(space, machine).cost(choices)
         for i, choice in enumerate(choices):
-            rebuilt = graph_costs(machine, space.analysis.graph(counts_of(space, choice)))
+            rebuilt = priced(machine, space.analysis.graph(counts_of(space, choice)))
             # thinned densities of channels are kept in 0..1, which moves their mean a little
             close = 1e-6 if machine.family.sees_input_zeros() else ROUNDING
             assert {metric: table[metric][i] for metric in METRICS} == pytest.approx(rebuilt, rel=close)
@@ -160,7 +165,7 @@ class TestTableEqualsPricingTheWhole:
         for i, choice in enumerate(choices):
             counts = counts_of(space, choice)
             units = {group: rng.permutation(space.analysis.group(group).size)[:n] for group, n in counts.items()}
-            real = graph_costs(machine, space.analysis.graph_units(units))
+            real = priced(machine, space.analysis.graph_units(units))
             off = {metric: max(worst, abs(table[metric][i] / real[metric] - 1)) for metric, worst in off.items()}
         assert max(off["macs"], off["size"]) < ROUNDING
         if machine.family.sees_input_zeros():
@@ -183,7 +188,7 @@ class TestMasks:
         for i, choice in enumerate(choices):
             pairs = zip(space.variables, choice, strict=True)
             chosen = {v.of: {"sparsity": space.masks[v.of, int(j)]} for v, j in pairs if j}
-            real = graph_costs(machine, space.graph.replace_layers(chosen) if chosen else space.graph)
+            real = priced(machine, space.graph.replace_layers(chosen) if chosen else space.graph)
             assert {metric: table[metric][i] for metric in METRICS} == pytest.approx(real, rel=ROUNDING)
 
     @pytest.mark.parametrize("machine_name", SPARSE)
@@ -230,7 +235,7 @@ class TestMasks:
         graph = dense.graph.replace_layers(zeros)
         space = Space(graph, analyze(graph), channel_variables(analyze(graph), machine.channel_multiple))
         found = table_of(space, machine).cost(candidates(space, 2)[:1])
-        assert {m: found[m][0] for m in METRICS} == pytest.approx(graph_costs(machine, graph), rel=ROUNDING)
+        assert {m: found[m][0] for m in METRICS} == pytest.approx(priced(machine, graph), rel=ROUNDING)
 
 
 @pytest.fixture(scope="module")
@@ -326,7 +331,7 @@ class TestStaticCosts:
     def test_size_in_each_precision(self) -> None:
         x = builders.source((1, 2, 4, 4))
         graph = builders.graph(x, builders.conv(x, 4, padding=(1, 1, 1, 1)))
-        sizes = [graph_costs(target("ideal"), graph.with_precision(p))["size"] for p in ("int8", "fp16", "fp32")]
+        sizes = [priced(target("ideal"), graph.with_precision(p))["size"] for p in ("int8", "fp16", "fp32")]
         assert sizes == [72, 144, 288]
 
 
@@ -391,7 +396,7 @@ class TestWhatIsOffered:
         for name in ("k", "c", "input_elements", "output_elements", "weight_density"):
             np.testing.assert_array_equal(getattr(columns, name), getattr(space.graph.columns, name))
         found, whole = table_of(space, machine).cost(dense), space.exact(machine, dense)
-        real = graph_costs(machine, space.graph)
+        real = priced(machine, space.graph)
         for costs in (found, whole):
             assert {metric: costs[metric][0] for metric in METRICS} == pytest.approx(real, rel=ROUNDING)
         assert space.describe(dense[0].tolist()) == {}
