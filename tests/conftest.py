@@ -55,6 +55,18 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="session")
+def native() -> None:
+    """For tests that run native code: skipped where the compiler makes none."""
+    from codesign.compiler.isa import host_isas
+    from workloads.errors import ConfigError
+
+    try:
+        host_isas()
+    except ConfigError as error:
+        pytest.skip(str(error))
+
+
 @pytest.fixture(autouse=True)
 def fixed_seeds() -> None:
     """The same global random state before every test, whatever ran before it; torch's if it is loaded."""

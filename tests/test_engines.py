@@ -44,6 +44,7 @@ def tiny_case(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarra
     return folder, made.y.numpy()
 
 
+@pytest.mark.usefixtures("native")
 def test_engines_in_turns(tiny_case: tuple[Path, np.ndarray]) -> None:
     folder, expected = tiny_case
     found = alternate({"codesign": PYTHON, "torch": PYTHON}, folder, expected, rounds=2)

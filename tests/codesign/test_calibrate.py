@@ -17,12 +17,13 @@ from accel_models.validation.workload import layer_graph
 from codesign import calibrate as calibration
 from codesign import held, validation
 from codesign.compiler import probe
-from codesign.compiler.isa import ISAS, host_isas
+from codesign.compiler.isa import ISAS
 from codesign.compiler.jit import code
 from codesign.compiler.kernels import Kernel
 from codesign.compiler.kernels.probe import CHAIN, FMA_STEPS, ChainKernel, FmaKernel, ReadKernel
 from codesign.compiler.runtime import aligned
 from codesign.subject import Subject
+from tests.codesign.compiler.native import HERE
 from tests.codesign.test_cli import run
 from workloads.errors import ConfigError
 
@@ -43,7 +44,8 @@ def call(isa: str, kernel: Kernel, *arguments: int | np.ndarray) -> None:
     ctypes.CFUNCTYPE(None, ctypes.c_void_p)(code(isa).addresses([kernel])[kernel])(numbers.ctypes.data)
 
 
-@pytest.mark.parametrize("isa", host_isas())
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("isa", HERE)
 def test_no_loop_skips_its_work(isa: str) -> None:
     lanes, number = ISAS[isa].lanes, np.array([0.5], np.float32)
     out, x = aligned(64), aligned(4 * lanes * 3 * 2)
@@ -64,10 +66,11 @@ def test_no_loop_skips_its_work(isa: str) -> None:
     assert out.view(np.int64)[0] == expected
 
 
+@pytest.mark.usefixtures("native")
 def test_what_is_measured_is_of_this_world() -> None:
     """No timing: bounds that any processor of the last decades keeps, even a busy one."""
-    found = probe.core(host_isas()[0])
-    assert found is probe.core(host_isas()[0])
+    found = probe.core(HERE[0])
+    assert found is probe.core(HERE[0])
     assert 1e8 < found.clock_hz < 1e11
     assert 0 < found.fmas_per_cycle < 100
     assert found.chain_cycles > 0
@@ -153,7 +156,7 @@ def known_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "core_and_levels", lambda isa: (CORE, LEVELS))
 
 
-@pytest.mark.usefixtures("known_core")
+@pytest.mark.usefixtures("native", "known_core")
 def test_calibrate_then_simulate(tmp_path, monkeypatch, capsys) -> None:
     out = tmp_path / "mine.yaml"
     code_, printed, _ = run(monkeypatch, capsys, "calibrate", "--out", out)
@@ -170,15 +173,16 @@ def test_calibrate_then_simulate(tmp_path, monkeypatch, capsys) -> None:
     assert (code_, error) == (2, f"error: --out {tmp_path / 'mine.txt'}: must end in .yaml, as machine files do\n")
 
 
+@pytest.mark.usefixtures("native")
 def test_this_machine_is_measured(tmp_path: Path) -> None:
-    core, levels = probe.core_and_levels(ISAS[host_isas()[0]])
+    core, levels = probe.core_and_levels(ISAS[HERE[0]])
     assert [level.name for level in levels] == [*(f"l{n}" for n in range(1, len(levels))), "dram"]
     assert all(level.bandwidth_bytes_per_s > 0 for level in levels)
     calibration.write_spec(tmp_path / "here.yaml", core, levels)
     assert load_target(tmp_path / "here.yaml").spec.clock_hz == pytest.approx(core.clock_hz, rel=1e-3)
 
 
-@pytest.mark.usefixtures("known_core")
+@pytest.mark.usefixtures("native", "known_core")
 def test_validate_host_compares_prediction_and_run(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(held, "DENSE", ("lenet5", "resnet8"))
     monkeypatch.setattr(held, "PRUNED", ("resnet8",))

@@ -12,6 +12,8 @@ from workloads.data import ImageData, Preprocessing
 from workloads.errors import ConfigError, DataError
 from workloads.models import build, example_input
 
+pytestmark = pytest.mark.usefixtures("native")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 from codesign.cli import app
 from codesign.compiler import compile_network, load_compiled
-from codesign.compiler.isa import host_isas
 from codesign.compiler.plan import Tuning
 from codesign.compiler.records import records
+from tests.codesign.compiler.native import HERE
 from workloads.errors import CodesignError, ConfigError
 from workloads.lowering import lower_with_weights
 from workloads.models import build as zoo
@@ -113,7 +113,7 @@ def test_damage_ends_in_one_line(folder: Path, tmp_path: Path, damage: Callable[
 
 def test_a_foreign_processor_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("codesign.compiler.artifact.host_isas", lambda: ("sse2",))
-    if host_isas()[0] != "sse2":
+    if HERE[0] != "sse2":
         with pytest.raises(ConfigError, match=r"made for \w+, this machine has sse2; compile it again here"):
             load_compiled(folder)
 

@@ -8,13 +8,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from codesign.compiler import compile_network
-from codesign.compiler.isa import find_isa, host_isas
+from codesign.compiler.isa import find_isa
 from codesign.compiler.kernels.convolution import ConvolutionKernel
 from codesign.compiler.kernels.scatter import ScatterKernel
 from codesign.compiler.network import Network, build
 from codesign.compiler.plan import Tuning
 from codesign.compiler.program import Call, Stage, kernels_of
 from codesign.compiler.runtime import Executable
+from tests.codesign.compiler.native import HERE
 from workloads.errors import ShapeError
 from workloads.graph import Layer, LayerGraph, Op
 from workloads.reference import run
@@ -68,7 +69,7 @@ def agrees(graph: LayerGraph | None, weight: np.ndarray, isa: str = "", threads:
     k=st.integers(1, 9), c=st.integers(1, 6), h=st.integers(1, 19), w=st.integers(1, 19),
     n=st.sampled_from([1, 1, 2, 17]), stride=st.integers(1, 2), padding=st.integers(0, 2), kept=st.floats(0, 1),
     share=st.sampled_from([1, 2, 4]),
-    seed=st.integers(0, 9), isa=st.sampled_from(host_isas()),
+    seed=st.integers(0, 9), isa=st.sampled_from(HERE),
 )  # fmt: skip
 def test_patterns(
     k: int, c: int, h: int, w: int, n: int, stride: int, padding: int, kept: float, share: int, seed: int, isa: str
@@ -84,7 +85,7 @@ def test_patterns(
     k=st.integers(1, 5), c=st.integers(1, 4), r=st.integers(1, 7), s=st.integers(1, 7), side=st.integers(1, 23),
     stride=st.integers(1, 3), padding=st.integers(0, 3), dilation=st.integers(1, 2), groups=st.sampled_from([1, 1, 3]),
     density=st.floats(0, 1), activation=st.sampled_from(["", "relu", "hardtanh(-0.5,0.5)", "hardswish"]),
-    isa=st.sampled_from(host_isas()),
+    isa=st.sampled_from(HERE),
 )  # fmt: skip
 def test_any_window_and_any_zeros(
     k: int, c: int, r: int, s: int, side: int, stride: int, padding: int, dilation: int, groups: int, density: float,
@@ -103,7 +104,7 @@ def test_any_window_and_any_zeros(
 @given(
     k=st.sampled_from([4, 8, 13, 16, 32, 40]), c=st.integers(1, 5), h=st.integers(1, 7), w=st.integers(1, 7),
     n=st.sampled_from([1, 1, 2]), stride=st.integers(1, 2), padding=st.integers(0, 2), kept=st.floats(0, 1),
-    share=st.sampled_from([8, 16, 64]), threads=st.integers(1, 5), isa=st.sampled_from(host_isas()),
+    share=st.sampled_from([8, 16, 64]), threads=st.integers(1, 5), isa=st.sampled_from(HERE),
 )  # fmt: skip
 def test_small_maps_whose_filters_agree(
     k: int, c: int, h: int, w: int, n: int, stride: int, padding: int, kept: float, share: int, threads: int, isa: str
@@ -119,11 +120,11 @@ def test_orders_by_map_and_sharing(share: int, side: int, order: str) -> None:
     weight = patterned(32, 8, 0.9, share, np.random.default_rng(0))
     graph = graph_of(weight, 1, side, side)
     assert graph is not None
-    network = build(graph, {"w": weight, "b": np.zeros(32, np.float32)}, find_isa(host_isas()[0]))
+    network = build(graph, {"w": weight, "b": np.zeros(32, np.float32)}, find_isa(HERE[0]))
     assert network.parts[0].record["tuning"]["order"] == order  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("isa", host_isas())
+@pytest.mark.parametrize("isa", HERE)
 @pytest.mark.parametrize("side", [7, 14, 28, 32])
 def test_maps_of_known_networks(isa: str, side: int) -> None:
     weight = patterned(16, 8, 0.3, 1, np.random.default_rng(0))
@@ -188,7 +189,7 @@ def test_nan_and_infinity_pass_through_kept_weights_only() -> None:
     k=st.integers(1, 5), c=st.integers(1, 4), side=st.integers(1, 19), n=st.sampled_from([1, 1, 17]),
     stride=st.integers(1, 2), padding=st.integers(0, 1), share=st.sampled_from([1, 4, 16]), kept=st.floats(0.1, 1),
     activation=st.sampled_from(["", "relu", "hardtanh(-0.5,0.5)"]), place=st.integers(0, 10**6),
-    isa=st.sampled_from(host_isas()),
+    isa=st.sampled_from(HERE),
 )  # fmt: skip
 def test_a_nan_goes_where_weights_take_it_and_nowhere_else(
     k: int, c: int, side: int, n: int, stride: int, padding: int, share: int, kept: float, activation: str, place: int,

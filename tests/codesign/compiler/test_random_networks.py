@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from codesign.compiler import compile_network
-from codesign.compiler.isa import host_isas
+from tests.codesign.compiler.native import HERE
 from tests.pruning.random_networks import SEQUENCES, Spec, build, inputs
 from workloads.lowering import lower_with_weights
 
@@ -135,7 +135,7 @@ def agrees(model: nn.Module, x: Tensor, isa: str, threads: int = 1) -> bool:
     n=st.sampled_from([1, 1, 2, 17]), channels=st.integers(1, 5),
     size=st.tuples(SIDES, SIDES),
     blocks=st.lists(BLOCKS, min_size=3, max_size=7), end=st.sampled_from(ENDS), threads=st.sampled_from([1, 1, 2, 3]),
-    isa=st.sampled_from(host_isas()),
+    isa=st.sampled_from(HERE),
 )  # fmt: skip
 def test_chains_of_windows_sums_and_joins(
     n: int, channels: int, size: tuple[int, int], blocks: list[Block], end: str, threads: int, isa: str
@@ -145,6 +145,6 @@ def test_chains_of_windows_sums_and_joins(
 
 
 @settings(max_examples=25)
-@given(specs=SEQUENCES, is_flat=st.booleans(), isa=st.sampled_from(host_isas()), threads=st.sampled_from([1, 2]))
+@given(specs=SEQUENCES, is_flat=st.booleans(), isa=st.sampled_from(HERE), threads=st.sampled_from([1, 2]))
 def test_architectures_of_all_kinds(specs: tuple[Spec, ...], is_flat: bool, isa: str, threads: int) -> None:
     assert agrees(build(specs, is_flat), inputs()[0], isa, threads)
