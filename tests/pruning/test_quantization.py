@@ -237,6 +237,7 @@ class TestTraining:
         assert x.grad[1].item() == 0  # beyond the range that was measured
 
     def test_fit_trains_a_pruned_network_in_int8(self):
+        """At a rate that every seed bears: of 0.02, as for a network whose norms are its own, two of three are lost."""
         train, heldout = data.load("digits", "train"), data.load("digits", "heldout")
         model = build("digits_cnn")
         fit(model, train, 4, 0.1, batch_size=64, progress=False)
@@ -244,7 +245,7 @@ class TestTraining:
         plain = accuracy(sparse, heldout)
         assert accuracy(quantize(sparse, heldout), heldout) > plain - 0.02
         tuned = prepare(sparse, heldout)
-        fit(tuned, train, 2, 0.02, heldout=heldout, batch_size=64, progress=False)
+        fit(tuned, train, 2, 0.005, heldout=heldout, batch_size=64, progress=False)
         int8 = finalize(tuned)
         assert accuracy(int8, heldout) > max(0.95, plain + 0.05)
         assert accuracy(int8, heldout) == pytest.approx(accuracy(tuned, heldout), abs=0.01)
